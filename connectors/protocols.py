@@ -1,0 +1,289 @@
+"""The seams between the pipeline and the outside world: values that cross them, and what each side promises.
+
+The real connectors and the in-memory ones of `connectors.memory` both pass the suite in `tests/contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+JSON = str | int | float | bool | None | list["JSON"] | dict[str, "JSON"]
+
+
+class Record(NamedTuple):
+    """One record of a topic as the log holds it. `value` None is a delete (a tombstone)."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class RangeBatch(NamedTuple):
+    """Records of a bounded read, in offset order, and `position`: every offset below it has been passed.
+
+    `done` is proof that the end of the range was reached (rule 7): a record at or past the end, or
+    end-of-partition at or past it.
+    """
+
+    records: list[Record]
+    position: int
+    done: bool
+
+
+class Commit(NamedTuple):
+    """A group's committed position of one partition: the next offset to read, and its metadata string."""
+
+    offset: int
+    metadata: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What a topic is. `topic_id` differs after the topic was deleted and created anew."""
+
+    name: str
+    topic_id: str
+    partitions: int
+    cleanup_policy: str
+    retention_ms: int
+    delete_retention_ms: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one partition: the first offset still in the log, and the last stable offset (read_committed)."""
+
+    earliest: int
+    stable: int
+
+
+class Rebalance(Protocol):
+    """What a group reader tells its owner. Called while no read is delivered; each may take its time."""
+
+    async def assigned(self, committed: Mapping[int, Commit | None]) -> Mapping[int, int]:
+        """Partitions gained, with the group's commits. Returns where to begin reading each (never a default)."""
+        ...
+
+    async def revoked(self, partitions: Sequence[int]) -> Mapping[int, Commit]:
+        """Stop and drain these partitions (rule 9). Returns the last commit to make for each, while it is still ours."""
+        ...
+
+    async def lost(self, partitions: Sequence[int]) -> None:
+        """These are already somebody else's: drop everything in flight, commit nothing."""
+        ...
+
+
+class GroupReader(Protocol):
+    """A member of one consumer group on one topic, read_committed. Delivers, and commits what it is told to.
+
+    Call order: `start`, then `read` over and over (also while paused: membership and rebalances live there),
+    `commit` at any time between reads, `close` last: it revokes what is held (callback included) and leaves.
+    """
+
+    async def start(self, owner: Rebalance) -> None: ...
+
+    async def read(self, max_records: int, timeout_s: float) -> list[Record]:
+        """At most `max_records` records, in offset order for each partition; [] when nothing came in `timeout_s`.
+
+        Raises Transient when brokers are away, IdentityChanged when a position is out of the log's range,
+        Fenced when the group has thrown this member out.
+        """
+        ...
+
+    def positions(self) -> Mapping[int, int]:
+        """Next offset to be delivered, for each assigned partition; gaps crossed by position (rule 6)."""
+        ...
+
+    def pause(self, partitions: Sequence[int]) -> None: ...
+
+    def resume(self, partitions: Sequence[int]) -> None: ...
+
+    async def commit(self, commits: Mapping[int, Commit]) -> None:
+        """Commit, and return when the broker acknowledged it: the proof of membership that rule 11 builds on.
+
+        Raises Fenced when this member is no longer in the group, Transient when no answer came.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Log(Protocol):
+    """Reading one cluster's topics outside any group, and the offsets a group without members keeps."""
+
+    async def facts(self, topic: str) -> TopicFacts:
+        """Raises NotFound when the topic does not exist, Unreachable when no broker answers."""
+        ...
+
+    async def bounds(self, topic: str) -> Mapping[int, Bounds]: ...
+
+    def group_reader(self, topic: str, group: str) -> GroupReader: ...
+
+    def read_range(
+        self, topic: str, partition: int, start: int, end: int, *, values: bool = True
+    ) -> AsyncIterator[RangeBatch]:
+        """[start, end) of one partition, read_committed; the last batch has `done`. An empty range yields one done batch.
+
+        With `values` False, `value` is b"" for any value and None for a tombstone (rule: a plan scan reads keys only).
+        Raises IdentityChanged when `start` is below the log's first offset at the moment of reading and > 0 was asked
+        explicitly; pass the log's earliest (or 0) to begin at whatever is left.
+        """
+        ...
+
+    async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        """Partitions without a commit are absent."""
+        ...
+
+    async def commit_offsets(self, group: str, topic: str, commits: Mapping[int, Commit]) -> None:
+        """For a group that has no members (the replay lane's)."""
+        ...
+
+
+class RecordSink(Protocol):
+    """Appends records to a topic; returns when all in-sync replicas have them."""
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceObject:
+    """One object to store. `vector`: float32[dim]."""
+
+    uuid: UUID
+    properties: Mapping[str, JSON]
+    vector: Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The reserved properties of one stored object; `vector` float32[dim] only where it was asked for."""
+
+    uuid: UUID
+    doc_id: str
+    doc_hash: str
+    chunk: int
+    chunks: int
+    source_hash: str
+    partition: int
+    offset: int
+    vector: Vectors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result. `score` is 1 - distance/2 for cosine, negative distance otherwise; higher is better."""
+
+    uuid: UUID
+    doc_id: str
+    chunk: int
+    score: float
+    distance: float
+    properties: Mapping[str, JSON]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSpec:
+    """What a space is created with. `metric`: cosine, dot or l2-squared. `properties`: name -> text, keyword, int, number, bool or date."""
+
+    name: str
+    dimensions: int
+    metric: str
+    description: str
+    quantization: str = "none"
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+class Space(Protocol):
+    """One space, by its concrete name. Reads and writes are QUORUM; every id of a call is accounted for."""
+
+    name: str
+
+    async def heads(self, uuids: Sequence[UUID], *, vectors: bool = False) -> Mapping[UUID, Head]:
+        """Those that exist. Raises Transient; IdentityChanged when the space itself is gone."""
+        ...
+
+    async def upsert(self, objects: Sequence[SpaceObject]) -> Mapping[UUID, Exception]:
+        """Store all, replacing what has the same id. Returns the objects that failed, each with its mapped error.
+
+        Raises only when nothing is known of the whole call: UnknownOutcome, Unreachable, Overloaded,
+        IdentityChanged (the space is gone; it is never created by a write).
+        """
+        ...
+
+    async def delete(self, uuids: Sequence[UUID]) -> None:
+        """Remove these objects; absent ones are no error. Returns when none is left."""
+        ...
+
+    async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:
+        """Remove every object of these documents with chunk >= from_chunk, repeated until none is left. Returns how many."""
+        ...
+
+    def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
+        """Every object once, chunks included, by cursor, without vectors."""
+        ...
+
+    async def count(self) -> int: ...
+
+    async def properties(self, uuids: Sequence[UUID]) -> Mapping[UUID, Mapping[str, JSON]]:
+        """All stored properties of those that exist."""
+        ...
+
+    async def search(self, vector: Vectors, limit: int) -> list[Hit]: ...
+
+
+class VectorStore(Protocol):
+    """Spaces and aliases of one store."""
+
+    async def create_space(self, spec: SpaceSpec) -> None:
+        """Raises Refused when a space of this name exists with another description; same description is no error."""
+        ...
+
+    async def description(self, name: str) -> str | None:
+        """The description the space was created with, or None when there is no such space."""
+        ...
+
+    async def drop_space(self, name: str) -> None:
+        """Absent is no error."""
+        ...
+
+    async def spaces(self) -> list[str]: ...
+
+    def space(self, name: str) -> Space: ...
+
+    async def alias_target(self, alias: str) -> str | None: ...
+
+    async def point_alias(self, alias: str, space: str) -> None:
+        """Create or move the alias, atomically for its readers. Raises NotFound when the space does not exist."""
+        ...
+
+    async def drop_alias(self, alias: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Embedder(Protocol):
+    """Texts to vectors; knows an endpoint, nothing of documents, prefixes or versions."""
+
+    max_batch: int
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """float32[len(texts), dim], in the order of the texts.
+
+        Raises Transient when the endpoint is away or busy, ContentRejected when it refuses this content,
+        AccessDenied for keys, WrongModel when the reply is not one finite vector for each text.
+        """
+        ...
+
+    async def close(self) -> None: ...

@@ -75,7 +75,7 @@ class Rebalance(Protocol):
         ...
 
     async def revoked(self, partitions: Sequence[int]) -> Mapping[int, Commit]:
-        """Stop and drain these partitions (rule 9). Returns the last commit to make for each, while it is still ours."""
+        """Stop and drain these partitions (rule 9). Returns the last commit to make, while they are ours."""
         ...
 
     async def lost(self, partitions: Sequence[int]) -> None:
@@ -132,11 +132,10 @@ class Log(Protocol):
     def read_range(
         self, topic: str, partition: int, start: int, end: int, *, values: bool = True
     ) -> AsyncIterator[RangeBatch]:
-        """[start, end) of one partition, read_committed; the last batch has `done`. An empty range yields one done batch.
+        """[start, end) of one partition, read_committed; the last batch has `done`, also for an empty range.
 
-        With `values` False, `value` is b"" for any value and None for a tombstone (rule: a plan scan reads keys only).
-        Raises IdentityChanged when `start` is below the log's first offset at the moment of reading and > 0 was asked
-        explicitly; pass the log's earliest (or 0) to begin at whatever is left.
+        With `values` False, `value` is b"" for any value and None for a tombstone (a plan scan needs no more).
+        A `start` below the log's first offset begins at what is left; callers who must know ask `bounds` first.
         """
         ...
 
@@ -195,7 +194,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SpaceSpec:
-    """What a space is created with. `metric`: cosine, dot or l2-squared. `properties`: name -> text, keyword, int, number, bool or date."""
+    """What a space is created with: metric cosine, dot or l2-squared; the user's properties by name and type.
+
+    Types are text, keyword, int, number, bool and date.
+    """
 
     name: str
     dimensions: int
@@ -227,7 +229,7 @@ class Space(Protocol):
         ...
 
     async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:
-        """Remove every object of these documents with chunk >= from_chunk, repeated until none is left. Returns how many."""
+        """Remove these documents' objects with chunk >= from_chunk, until none is left. Returns how many."""
         ...
 
     def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:

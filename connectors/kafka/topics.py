@@ -1,0 +1,226 @@
+"""What a cluster says about topics and groups, and the few things Crossfade may change there.
+
+It must never alter the configuration of a topic that exists, nor commit for a group that has members.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future
+from typing import TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public names, imported there without `as`
+    AdminClient,
+    ConfigEntry,
+    ConfigResource,
+    ListOffsetsResultInfo,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+    TopicDescription,
+)
+
+from connectors.errors import Fenced, NotFound, Refused, Transient, Unreachable
+from connectors.kafka.failures import foreign, mapped, unreachable
+from connectors.kafka.settings import KafkaSettings, client_logger
+from connectors.protocols import Bounds, Commit, TopicFacts
+
+T = TypeVar("T")
+
+
+class Topics:
+    """Admin requests to one cluster. librdkafka answers them on its own thread; nothing here blocks the event loop."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._timeout_s = settings.request_timeout_s
+        with foreign("opening a Kafka admin client"):
+            self._admin = AdminClient(settings.admin(), logger=client_logger())
+
+    async def _answer(self, future: Future[T], doing: str, *, reading: bool = True) -> T:
+        try:
+            with foreign(doing, reading=reading):
+                return await asyncio.wrap_future(future)
+        finally:
+            self._admin.poll(0)  # hands librdkafka's log lines over; they would pile up otherwise
+
+    async def wait_for_broker(self, timeout_s: float, say: Callable[[str], None]) -> None:
+        """Return when a broker answers. `say` gets a line for a person every few seconds; Unreachable at the end."""
+        started = time.monotonic()
+        said = 0.0
+        while True:
+            left = timeout_s - (time.monotonic() - started)
+            try:
+                await self._answer(
+                    self._admin.describe_cluster(request_timeout=max(0.5, min(2.0, left))), "asking the Kafka cluster"
+                )
+                return
+            except Transient as raised:
+                waited = time.monotonic() - started
+                if waited >= timeout_s:
+                    raise Unreachable(
+                        f"no Kafka broker answered at {self._settings.bootstrap_servers} within {timeout_s:g} s",
+                        next_step="start it (`crossfade up`), or correct kafka.bootstrap_servers",
+                    ) from raised
+                if said == 0.0 or waited - said >= 5.0:
+                    said = max(waited, 0.001)
+                    say(f"waiting for Kafka at {self._settings.bootstrap_servers} ({waited:.0f} s of {timeout_s:g} s)")
+            await asyncio.sleep(0.2)
+
+    async def ensure_topic(
+        self, name: str, partitions: int, config: Mapping[str, str] | None = None, *, replication: int = -1
+    ) -> bool:
+        """Create the topic unless it exists; return True when it was created. An existing one is left as it is.
+
+        `replication` -1 takes the cluster's default. Returns when brokers answer for the topic.
+        """
+        new = NewTopic(name, num_partitions=partitions, replication_factor=replication, config=dict(config or {}))
+        try:
+            await self._answer(
+                self._admin.create_topics([new], request_timeout=self._timeout_s)[name],
+                f"creating topic {name}",
+                reading=False,
+            )
+        except Refused:
+            return False
+        await self._until(f"creating topic {name}", lambda: self._visible(name, partitions))
+        return True
+
+    async def delete_topic(self, name: str) -> None:
+        """Delete the topic; an absent one is no error. Returns when brokers know it no longer."""
+        doing = f"deleting topic {name}"
+        try:
+            await self._answer(
+                self._admin.delete_topics([name], request_timeout=self._timeout_s)[name], doing, reading=False
+            )
+        except NotFound:
+            return
+        await self._until(doing, lambda: self._gone(name))
+
+    async def facts(self, topic: str) -> TopicFacts:
+        description = await self._describe(topic)
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        config: dict[str, ConfigEntry] = await self._answer(
+            self._admin.describe_configs([resource], request_timeout=self._timeout_s)[resource],
+            f"reading the configuration of topic {topic}",
+        )
+        return TopicFacts(
+            name=topic,
+            topic_id=str(description.topic_id),
+            partitions=len(description.partitions),
+            cleanup_policy=str(config["cleanup.policy"].value),
+            retention_ms=_number(config["retention.ms"]),
+            delete_retention_ms=_number(config["delete.retention.ms"]),
+            max_message_bytes=_number(config["max.message.bytes"]),
+        )
+
+    async def bounds(self, topic: str) -> dict[int, Bounds]:
+        description = await self._describe(topic)
+        where = [TopicPartition(topic, partition.id) for partition in description.partitions]
+        first: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+        last: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        earliest, stable = await asyncio.gather(self._offsets(topic, where, first), self._offsets(topic, where, last))
+        return {partition: Bounds(earliest[partition], stable[partition]) for partition in sorted(earliest)}
+
+    async def committed(self, group: str, topic: str) -> dict[int, Commit]:
+        description = await self._describe(topic)
+        where = [TopicPartition(topic, partition.id) for partition in description.partitions]
+        doing = f"reading the commits of group {group}"
+        answer: ConsumerGroupTopicPartitions = await self._answer(
+            self._admin.list_consumer_group_offsets(
+                [ConsumerGroupTopicPartitions(group, where)], require_stable=True, request_timeout=self._timeout_s
+            )[group],
+            doing,
+        )
+        found = answer.topic_partitions or []
+        _raise_first(found, doing, reading=True)
+        return {p.partition: Commit(p.offset, p.metadata or "") for p in found if p.offset >= 0}
+
+    async def commit_offsets(self, group: str, topic: str, commits: Mapping[int, Commit]) -> None:
+        """Raises Refused when the group has members: they alone commit for it."""
+        if not commits:
+            return
+        doing = f"committing for group {group}"
+        offsets = [TopicPartition(topic, p, commit.offset, commit.metadata) for p, commit in commits.items()]
+        try:
+            answer: ConsumerGroupTopicPartitions = await self._answer(
+                self._admin.alter_consumer_group_offsets(
+                    [ConsumerGroupTopicPartitions(group, offsets)], request_timeout=self._timeout_s
+                )[group],
+                doing,
+                reading=False,
+            )
+            _raise_first(answer.topic_partitions or [], doing, reading=False)
+        except Fenced as raised:
+            raise Refused(
+                f"{doing}: the group has members", next_step="stop the workers that read in this group, then try again"
+            ) from raised
+
+    async def lag(self, group: str, topic: str) -> dict[int, int]:
+        """Offsets between the group's commit and the last stable offset; from the log's start without a commit."""
+        bounds, commits = await asyncio.gather(self.bounds(topic), self.committed(group, topic))
+        return {
+            p: max(0, bound.stable - (commits[p].offset if p in commits else bound.earliest))
+            for p, bound in bounds.items()
+        }
+
+    async def _describe(self, topic: str) -> TopicDescription:
+        return await self._answer(
+            self._admin.describe_topics(TopicCollection([topic]), request_timeout=self._timeout_s)[topic],
+            f"describing topic {topic}",
+        )
+
+    async def _offsets(self, topic: str, where: list[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
+        doing = f"reading the offsets of topic {topic}"
+        answers: dict[TopicPartition, Future[ListOffsetsResultInfo]] = self._admin.list_offsets(
+            dict.fromkeys(where, spec),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=self._timeout_s,
+        )
+        return {where.partition: (await self._answer(found, doing)).offset for where, found in answers.items()}
+
+    async def _visible(self, name: str, partitions: int) -> bool:
+        description = await self._describe(name)
+        # A leader that does not know yet that it leads answers the first question about offsets with an error.
+        return len(description.partitions) >= partitions and bool(await self.bounds(name))
+
+    async def _gone(self, name: str) -> bool:
+        try:
+            await self._describe(name)
+        except NotFound:
+            return True
+        return False
+
+    async def _until(self, doing: str, condition: Callable[[], Coroutine[None, None, bool]]) -> None:
+        """Brokers learn of topics one after the other; wait until the one we ask has."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                if await condition():
+                    return
+            except (NotFound, Transient) as raised:
+                if time.monotonic() > deadline:
+                    raise Unreachable(
+                        f"{doing}: the brokers have not taken it up", next_step=raised.next_step
+                    ) from raised
+            if time.monotonic() > deadline:
+                raise unreachable(doing)
+            await asyncio.sleep(0.05)
+
+
+def _number(entry: ConfigEntry) -> int:
+    return int(str(entry.value))
+
+
+def _raise_first(partitions: Iterable[TopicPartition], doing: str, *, reading: bool) -> None:
+    for partition in partitions:
+        if partition.error is not None:
+            raise mapped(partition.error, doing, reading=reading)

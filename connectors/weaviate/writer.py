@@ -1,0 +1,250 @@
+"""One space of Weaviate: writing its objects, reading them back and searching them, all at QUORUM.
+
+It must never create a space, take a write for done that was not acknowledged, or leave an id of a call unaccounted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Final, TypeVar
+from uuid import UUID
+
+from grpc import StatusCode  # type: ignore[import-untyped]
+from grpc.aio import AioRpcError  # type: ignore[import-untyped]
+from weaviate.proto.v1 import aggregate_pb2, base_pb2, batch_delete_pb2, batch_pb2, search_get_pb2
+
+from connectors import reserved
+from connectors.errors import ContentRejected, CrossfadeError, Overloaded, Transient, UnknownOutcome, Unreachable
+from connectors.protocols import JSON, Head, Hit, SpaceObject, Vectors
+from connectors.weaviate import wire
+from connectors.weaviate.client import Connection, Deadline, Rpc
+from connectors.weaviate.failures import from_text, quiet
+from connectors.weaviate.schema import Shape, config_of, shape_of
+from connectors.weaviate.search import hit_of, nearest
+
+BATCH_OBJECTS: Final = 256
+BATCH_BYTES: Final = 8 * 1024 * 1024
+"""Bounds of one write request, so that one fits into its deadline; the server's own message limit is larger."""
+
+IDS_PER_REQUEST: Final = 500  # far below QUERY_MAXIMUM_RESULTS, which a server may have set lower than 10,000
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+Item = TypeVar("Item")
+
+
+class WeaviateSpace:
+    """A `Space`. Made by `WeaviateStore.space`, which asks the server nothing: the first call finds out if it is there.
+
+    No part of a write call is sent or waited for once `write_timeout_s` has passed since its start; each read request
+    has `read_timeout_s`.
+    """
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self.name = name
+        self._connection = connection
+        self._known_shape: Shape | None = None
+
+    async def heads(self, uuids: Sequence[UUID], *, vectors: bool = False) -> Mapping[UUID, Head]:
+        """Vectors come back bit for bit as they were stored, with every metric (Weaviate normalises only its index)."""
+        found: dict[UUID, Head] = {}
+        for result in await self._fetch(uuids, reserved.HEAD, vectors=vectors):
+            vector = wire.vector_of(result) if vectors else None
+            uuid = wire.uuid_of(result)
+            found[uuid] = reserved.head_of(uuid, wire.properties_of(result), vector)
+        return found
+
+    async def properties(self, uuids: Sequence[UUID]) -> Mapping[UUID, Mapping[str, JSON]]:
+        """Properties without a value are absent; a date may come without the zeros at the end of its fraction."""
+        results = await self._fetch(uuids, tuple((await self._shape()).types))
+        return {wire.uuid_of(result): wire.properties_of(result) for result in results}
+
+    async def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
+        after = wire.FIRST
+        while True:
+            results = await self._search(wire.query(self.name, page, reserved.HEAD, after=after))
+            if not results:
+                return
+            uuids = [wire.uuid_of(result) for result in results]
+            yield [
+                reserved.head_of(uuid, wire.properties_of(result)) for uuid, result in zip(uuids, results, strict=True)
+            ]
+            after = str(uuids[-1])
+
+    async def count(self) -> int:
+        """Weaviate offers no consistency level for this one: with replicas it is what the asked node holds."""
+        reply = await self._call(
+            self._connection.stub.Aggregate,
+            aggregate_pb2.AggregateRequest(collection=self.name, objects_count=True),
+            self._connection.read_deadline(),
+            write=False,
+        )
+        return int(reply.single_result.objects_count)
+
+    async def search(self, vector: Vectors, limit: int) -> list[Hit]:
+        """Raises WrongModel for a vector of another length; the rest as the other reads."""
+        shape = await self._shape()
+        if wrong := reserved.check_vector(vector, shape.dimensions):
+            raise wrong
+        if limit < 1:
+            return []
+        results = await self._search(nearest(self.name, shape, vector, limit))
+        return [hit_of(result, shape.metric) for result in results]
+
+    async def upsert(self, objects: Sequence[SpaceObject]) -> Mapping[UUID, Exception]:
+        """Sent in requests of at most BATCH_OBJECTS and BATCH_BYTES, one after the other, in the given order."""
+        assert len({obj.uuid for obj in objects}) == len(objects), "one id twice in one call: which is newer?"
+        deadline = self._connection.write_deadline()
+        shape = await self._shape()
+        failed: dict[UUID, Exception] = {}
+        messages: list[batch_pb2.BatchObject] = []
+        for obj in objects:
+            if wrong := reserved.check_object(obj, shape.types, shape.dimensions):
+                failed[obj.uuid] = wrong
+            else:
+                messages.append(wire.batch_object(self.name, obj))
+        largest = self._connection.message_bytes - 1024
+        batches = list(_batches(messages, min(BATCH_BYTES, largest)))
+        for at, batch in enumerate(batches):
+            if batch[0].ByteSize() > largest:
+                failed[UUID(batch[0].uuid)] = ContentRejected(
+                    f"an object of {batch[0].ByteSize()} bytes is above Weaviate's message limit",
+                    next_step="make the chunks smaller",
+                )
+                continue
+            try:
+                failed.update(await self._send(batch, deadline))
+            except Transient as error:
+                if at == 0:
+                    raise
+                failed.update((UUID(message.uuid), error) for message in batch)
+                unsent = Unreachable("not sent: a request before it failed", next_step=error.next_step)
+                failed.update((UUID(message.uuid), unsent) for later in batches[at + 1 :] for message in later)
+                break
+        return failed
+
+    async def _send(self, batch: Sequence[batch_pb2.BatchObject], deadline: Deadline) -> dict[UUID, Exception]:
+        reply = await self._call(
+            self._connection.stub.BatchObjects,
+            batch_pb2.BatchObjectsRequest(objects=batch, consistency_level=wire.QUORUM),
+            deadline,
+            write=True,
+        )
+        failed: dict[UUID, Exception] = {}
+        in_doubt = False
+        for fault in reply.errors:
+            known = from_text(fault.error)
+            in_doubt = in_doubt or known is None
+            failed[UUID(batch[fault.index].uuid)] = known or UnknownOutcome(
+                f"Weaviate could not say that it stored an object: {quiet(fault.error)}",
+                next_step="it is read back and mended by itself; check Weaviate's log",
+            )
+        if in_doubt and await self._is_gone():
+            raise reserved.gone(self.name)
+        return failed
+
+    async def delete(self, uuids: Sequence[UUID]) -> None:
+        deadline = self._connection.write_deadline()
+        for some in _chunks(uuids, IDS_PER_REQUEST):
+            await self._remove(wire.with_ids(some), deadline)
+
+    async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:
+        deadline = self._connection.write_deadline()
+        removed = 0
+        for some in _chunks(doc_hashes, IDS_PER_REQUEST):
+            removed += await self._remove(wire.with_chunks(some, from_chunk), deadline)
+        return removed
+
+    async def _remove(self, filters: base_pb2.Filters, deadline: Deadline) -> int:
+        """Delete what matches, over and over (one request stops at QUERY_MAXIMUM_RESULTS), until a read finds none."""
+        request = batch_delete_pb2.BatchDeleteRequest(
+            collection=self.name, filters=filters, consistency_level=wire.QUORUM
+        )
+        left = wire.query(self.name, 1, (), filters=filters)
+        removed = 0
+        while True:
+            reply = await self._call(self._connection.stub.BatchDelete, request, deadline, write=True)
+            removed += reply.successful
+            if reply.failed:
+                raise await self._not_deleted(reply.failed)
+            if not (await self._call(self._connection.stub.Search, left, deadline, write=False)).results:
+                return removed
+            if not reply.matches:
+                raise Overloaded(
+                    "Weaviate finds no object to delete where it still reads one",
+                    next_step="its replicas disagree: check that all its nodes are up",
+                )
+
+    async def _not_deleted(self, failed: int) -> Transient:
+        """The answer to a delete says how many objects failed, not why: the state of the shards does."""
+        config = self._connection.client.collections.use(self.name).config
+        shards = await self._connection.rest(config.get_shards(), write=False)
+        if any(shard.status == "READONLY" for shard in shards):
+            return Overloaded(
+                f"{failed} objects were not deleted: the space {self.name} is read-only",
+                next_step="free disk or memory on the server, then set its shards READY",
+            )
+        return UnknownOutcome(
+            f"Weaviate did not delete {failed} objects",
+            next_step="it is tried again by itself; check that all its nodes are up",
+        )
+
+    async def _fetch(
+        self, uuids: Sequence[UUID], properties: Sequence[str], *, vectors: bool = False
+    ) -> list[search_get_pb2.SearchResult]:
+        found: list[search_get_pb2.SearchResult] = []
+        for some in _chunks(list(dict.fromkeys(uuids)), IDS_PER_REQUEST):
+            request = wire.query(self.name, len(some), properties, filters=wire.with_ids(some), vectors=vectors)
+            found += await self._search(request)
+        return found
+
+    async def _search(self, request: search_get_pb2.SearchRequest) -> Sequence[search_get_pb2.SearchResult]:
+        reply = await self._call(self._connection.stub.Search, request, self._connection.read_deadline(), write=False)
+        results: Sequence[search_get_pb2.SearchResult] = reply.results
+        return results
+
+    async def _call(self, method: Rpc[Request, Reply], request: Request, deadline: Deadline, *, write: bool) -> Reply:
+        try:
+            return await self._connection.rpc(method, request, deadline, write=write)
+        except CrossfadeError as error:
+            # The server has no code for a collection it does not know, so we ask it whether it is there.
+            if _is_plain(error.__cause__) and await self._is_gone():
+                raise reserved.gone(self.name) from error
+            raise
+
+    async def _shape(self) -> Shape:
+        if self._known_shape is None:
+            config = await config_of(self._connection, self.name)
+            if config is None:
+                raise reserved.gone(self.name)
+            self._known_shape = shape_of(config)
+        return self._known_shape
+
+    async def _is_gone(self) -> bool:
+        try:
+            return await config_of(self._connection, self.name) is None
+        except Transient:  # we cannot know: the first error stands
+            return False
+
+
+def _is_plain(error: BaseException | None) -> bool:
+    return isinstance(error, AioRpcError) and error.code() is StatusCode.UNKNOWN
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
+def _batches(messages: Sequence[batch_pb2.BatchObject], most_bytes: int) -> Iterator[list[batch_pb2.BatchObject]]:
+    """In order; a message that is too large by itself makes a batch of one."""
+    batch: list[batch_pb2.BatchObject] = []
+    size = 0
+    for message in messages:
+        length = message.ByteSize() + 16  # with its frame
+        if batch and (len(batch) == BATCH_OBJECTS or size + length > most_bytes):
+            yield batch
+            batch, size = [], 0
+        batch.append(message)
+        size += length
+    if batch:
+        yield batch

@@ -1,0 +1,345 @@
+"""The worker: one process with a Faust app, the agents of the builds it hosts and, by membership, the controller.
+
+It wires and supervises; what is right is decided by the modules it starts. It never touches a document itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterable, Awaitable, Callable
+from pathlib import Path
+
+import faust
+from faust.types import TP
+from pydantic import ValidationError
+
+from connectors.errors import ConfigurationError, CrossfadeError, NotFound, Transient
+from connectors.kafka.producer import TransactionalProducer
+from streams import config
+from streams.build_runner import AgentHost, BuildRunner
+from streams.chunking import make_chunker
+from streams.config import Settings, envelope_of, schema_of
+from streams.control import send
+from streams.controller import Controller
+from streams.controller import Outside as ControllerOutside
+from streams.embed_agent import Batch, Build, Limits
+from streams.encoding import make_embedder, make_encoder
+from streams.migration.verify import verify
+from streams.ordering import Lease
+from streams.progress import ProgressRecord
+from streams.state import BuildState, Command
+from streams.views import StateView
+from streams.wiring import Outside, wall_ms
+
+log = logging.getLogger(__name__)
+
+CONFIG_LOOK_EVERY_S = 1.0
+LEASE_MARGIN_S = 3.0
+CONTROLLER_SESSION_S = 10.0
+CHANNEL_DELIVERIES = 2
+BROKER_PATIENCE_S = 120.0
+
+
+class FaustHost:
+    """A Faust agent on a channel of its own, started and stopped while the app runs (build_runner.AgentHost)."""
+
+    def __init__(self, app: faust.App, name: str) -> None:
+        self._app = app
+        self._name = name
+        self._channel = app.channel(maxsize=CHANNEL_DELIVERIES)
+        self._agent: faust.types.AgentT[list[Batch]] | None = None
+
+    async def start(self, body: Callable[[AsyncIterable[list[Batch]]], Awaitable[None]]) -> None:
+        async def embed(stream: AsyncIterable[list[Batch]]) -> None:
+            await body(stream)
+
+        self._agent = self._app.agent(self._channel, name=self._name)(embed)
+        await self._agent.start()
+
+    async def put(self, delivery: list[Batch]) -> None:
+        await self._channel.put(delivery)  # type: ignore[arg-type]  # typed for events, made for any value
+
+    async def stop(self) -> None:
+        if self._agent is not None:
+            await self._agent.stop()
+            self._app.agents.pop(self._name, None)
+            self._agent = None
+
+
+class Worker:
+    """See the module. `run` until `stop` or a signal."""
+
+    def __init__(self, config_path: Path, settings: Settings) -> None:
+        self._path = config_path
+        self._settings = settings
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._stopping = asyncio.Event()
+        self._look_now = asyncio.Event()
+        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._told: set[str] = set()
+
+    def stop(self) -> None:
+        """Drain, commit and leave; `run` returns when that is done."""
+        self._stopping.set()
+
+    async def run(self, *, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Raises ConfigurationError, and Unreachable when Kafka or Weaviate do not answer within two minutes."""
+        loop = asyncio.get_running_loop()
+        for number, action in (
+            (signal.SIGTERM, self.stop),
+            (signal.SIGINT, self.stop),
+            (signal.SIGHUP, self._look_now.set),
+        ):
+            loop.add_signal_handler(number, action)
+        self._out = await Outside.open(self._settings)
+        try:
+            await self._out.topics.wait_for_broker(BROKER_PATIENCE_S, log.warning)
+            await self._out.ensure_topics()
+            self._view, self._progress = self._out.state_view(), self._out.progress_view()
+            await self._view.load()
+            await self._progress.load()
+            await self._supervise(on_ready)
+        finally:
+            await self._out.close()
+
+    async def _supervise(self, on_ready: Callable[[], None]) -> None:
+        writer = TransactionalProducer(self._out.kafka_settings, f"{self._out.names.prefix}.controller")
+        outside = ControllerOutside(
+            settings=lambda: config.load(self._path),
+            kafka=self._out.kafka,
+            store=self._out.store,
+            make_embedder=make_embedder,
+            sweep=lambda build: verify(self._out, build),
+            wall_ms=wall_ms,
+        )
+        self._controller = Controller(self._out.names, outside, writer, self._progress)
+        self._app = self._faust_app()
+        await self._app.start()
+        background = [
+            asyncio.create_task(part)
+            for part in (
+                self._view.run(),
+                self._progress.run(),
+                self._controller.watch(),
+                self._controller.summarise(self._publish),
+                self._host_builds(),
+                self._watch_configuration(),
+            )
+        ]
+        stopping = asyncio.create_task(self._stopping.wait())
+        log.info("worker %s is up", self._name)
+        on_ready()
+        try:
+            done, _ = await asyncio.wait([stopping, *background], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()  # none of these ends by itself: what ended it is the worker's failure
+        finally:
+            self._controller.stand_down()
+            for task in [stopping, *background, *self._running.values()]:
+                task.cancel()
+            await asyncio.gather(stopping, *background, *self._running.values(), return_exceptions=True)
+            await self._app.stop()
+            await writer.close()
+            await self._view.close()
+            await self._progress.close()
+            log.info("worker %s has stopped", self._name)
+
+    # --- the Faust app: command stream, and the agents' home ---------------------------------------------------------
+
+    def _faust_app(self) -> faust.App:
+        names = self._out.names
+        app = faust.App(
+            f"{names.prefix}.controller",
+            broker=f"kafka://{self._out.kafka_settings.bootstrap_servers.replace(',', ';')}",
+            broker_session_timeout=CONTROLLER_SESSION_S,
+            broker_heartbeat_interval=CONTROLLER_SESSION_S / 4,
+            consumer_auto_offset_reset="earliest",
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            store="memory://",
+            web_enabled=False,
+        )
+        commands = app.topic(
+            names.commands, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+        )
+        handling: set[asyncio.Task[None]] = set()
+
+        @app.agent(commands, name="controller")
+        async def control(stream: faust.types.StreamT[bytes]) -> None:
+            async for value in stream:
+                try:
+                    command = Command.model_validate_json(value)
+                except ValidationError:
+                    log.error(
+                        "a record on %s is no command of this version of Crossfade; it is left out", names.commands
+                    )
+                    continue
+                # beside the stream: a sweep of one collection must not hold back the commands of another
+                task = asyncio.create_task(self._controller.handle(command))
+                handling.add(task)
+                task.add_done_callback(handling.discard)
+
+        @app.on_partitions_assigned.connect
+        async def assigned(_: object, *gained: set[TP], **__: object) -> None:
+            if any(tp.topic == names.commands for tps in gained for tp in tps) and not self._controller.active:
+                task = asyncio.create_task(self._take_over())
+                handling.add(task)
+                task.add_done_callback(handling.discard)
+
+        @app.on_partitions_revoked.connect
+        async def revoked(_: object, *taken: set[TP], **__: object) -> None:
+            if any(tp.topic == names.commands for tps in taken for tp in tps):
+                self._controller.stand_down()
+
+        return app
+
+    async def _take_over(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                await self._controller.take_over(self._load_state)
+            except Transient as error:
+                log.warning("taking over as the controller waits: %s", error.message)
+                await asyncio.sleep(1.0)
+            else:
+                return
+
+    async def _load_state(self) -> StateView:
+        view = self._out.state_view()
+        await view.load()
+        await view.close()
+        return view
+
+    async def _publish(self, key: str, record: ProgressRecord) -> None:
+        await self._out.sink.send(self._out.names.progress, key.encode(), record.to_bytes())
+
+    # --- hosting builds ----------------------------------------------------------------------------------------------
+
+    async def _host_builds(self) -> None:
+        """Run what the state says is active, and stop what is not."""
+        while True:
+            wanted = {(b.key, b.epoch): b for b in self._view.builds.values() if b.active and b.failure is None}
+            for key in [key for key in self._running if key not in wanted]:
+                task = self._running.pop(key)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            for key, build in wanted.items():
+                if key not in self._running and self._can_host(build):
+                    self._running[key] = asyncio.create_task(self._runner(build).run())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5.0):  # the configuration may have changed instead
+                    await self._view.changed()
+
+    def _can_host(self, build: BuildState) -> bool:
+        """This worker's configuration must know the version, as the same model."""
+        try:
+            collection = self._settings.collection(build.collection)
+            fingerprint = envelope_of(collection, collection.version(build.version)).fingerprint
+        except NotFound:
+            self._tell(f"{build.key} is not in this worker's configuration: it is not hosted here")
+            return False
+        if fingerprint != build.fingerprint:
+            self._tell(
+                f"{build.key} is model {build.fingerprint}, this worker's configuration says {fingerprint}: "
+                "it is not hosted here; give a changed model a new version name"
+            )
+            return False
+        return True
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            log.error("%s", message)
+
+    def _runner(self, build: BuildState) -> BuildRunner:
+        def state() -> BuildState:
+            now = self._view.builds.get(build.key, build)
+            return now if now.epoch == build.epoch else build
+
+        def make_host(name: str) -> AgentHost:
+            return FaustHost(self._app, name)
+
+        return BuildRunner(
+            state,
+            self._make_build,
+            self._out.kafka,
+            self._out.store,
+            self._out.sink,
+            self._out.names,
+            make_host,
+            self._name,
+            self._progress.records.get,
+        )
+
+    def _make_build(self, state: BuildState) -> Build:
+        collection = self._settings.collection(state.collection)
+        version = collection.version(state.version)
+        weaviate, kafka = self._settings.weaviate, self._settings.kafka
+        return Build(
+            collection=state.collection,
+            version=state.version,
+            epoch=state.epoch,
+            topic=state.topic,
+            dead_letters=self._out.names.dead_letters,
+            schema=schema_of(collection),
+            store_text=collection.store_text,
+            space_mark=f"{state.version}@{state.fingerprint}",
+            space=self._out.store.space(state.space),
+            encoder=make_encoder(collection, version),
+            chunker=make_chunker(state.model.chunking),
+            sink=self._out.sink,
+            lease=Lease(kafka.session_timeout_s - weaviate.write_timeout_s - LEASE_MARGIN_S),
+            limits=Limits(
+                batch=version.batch,
+                concurrency=version.concurrency,
+                write_deadline_s=weaviate.write_timeout_s,
+                settle_s=weaviate.settle_s,
+            ),
+            wall_ms=wall_ms,
+        )
+
+    # --- configuration -------------------------------------------------------------------------------------------------
+
+    async def _watch_configuration(self) -> None:
+        """A version that appears in the file is started, once; SIGHUP looks at once."""
+        seen: float | None = None
+        while True:
+            modified = self._path.stat().st_mtime if self._path.exists() else None
+            if modified is not None and (modified != seen or self._look_now.is_set()):
+                try:
+                    self._settings = config.load(self._path)
+                except ConfigurationError as error:
+                    log.error("the changed configuration is not taken: %s", error)
+                else:
+                    seen = modified
+                    await self._start_new_versions()
+                seen = modified
+            self._look_now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONFIG_LOOK_EVERY_S):
+                    await self._look_now.wait()
+
+    async def _start_new_versions(self) -> None:
+        """The id makes it once for each model, however many workers see the file; ended versions stay ended."""
+        for name, collection in self._settings.collections.items():
+            for version_name, version in collection.versions.items():
+                if f"{name}/{version_name}" in self._view.builds:
+                    continue
+                fingerprint = envelope_of(collection, version).fingerprint
+                command = Command(
+                    id=f"{name}/{version_name}/{fingerprint}",
+                    verb="start",
+                    collection=name,
+                    version=version_name,
+                    args={"origin": "configuration", "fingerprint": fingerprint},
+                    who=self._name,
+                    why="the version is in the configuration",
+                )
+                try:
+                    await send(self._out.sink, self._out.names, command)
+                except CrossfadeError as error:
+                    log.error("%s/%s was not started: %s", name, version_name, error)

@@ -1,0 +1,352 @@
+"""One build in one worker process: its agent, its live lane, its replays and its mender, started and stopped as one.
+
+Failures end here: a lane that fails goes back to its committed positions after a pause, and only a cause that somebody
+has to remove stops the build. Other builds never notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from typing import Protocol
+
+from connectors.errors import CrossfadeError, IdentityChanged, Terminal, Transient
+from connectors.protocols import Log, RecordSink, VectorStore
+from streams.embed_agent import Batch, Build, EmbedAgent
+from streams.identity import check_position, check_topic
+from streams.live import LiveLane
+from streams.mend import Mender
+from streams.ordering import PartitionLedger
+from streams.progress import Counters, ProgressRecord, Rate, Status, eta_s
+from streams.replay import ReplayLane
+from streams.retry import pause_s
+from streams.state import BuildState, Command, TopicNames
+from streams.versions import Envelope
+
+log = logging.getLogger(__name__)
+
+REPORT_EVERY_S = 1.0
+CHECK_EVERY_S = 10.0
+SAY_AGAIN_S = 5.0
+
+
+class AgentHost(Protocol):
+    """Where an agent runs: a channel with a body at its end (Faust in a worker, a plain queue elsewhere)."""
+
+    async def start(self, body: Callable[[AsyncIterable[list[Batch]]], Awaitable[None]]) -> None: ...
+
+    async def put(self, delivery: list[Batch]) -> None:
+        """Waits while the channel is full. Raises what the body raised, once it has."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class BuildRunner:
+    """See the module. `run` until cancelled.
+
+    `make_build` gives fresh shared parts for each start; `state` the build's state as the view holds it now.
+    """
+
+    def __init__(
+        self,
+        state: Callable[[], BuildState],
+        make_build: Callable[[BuildState], Build],
+        kafka: Log,
+        store: VectorStore,
+        sink: RecordSink,
+        topics: TopicNames,
+        make_host: Callable[[str], AgentHost],
+        worker_name: str,
+        last_progress: Callable[[str], ProgressRecord | None],
+    ) -> None:
+        self._state = state
+        self._last_progress = last_progress
+        self._make_build = make_build
+        self._kafka = kafka
+        self._store = store
+        self._sink = sink
+        self._topics = topics
+        self._make_host = make_host
+        self._worker_name = worker_name
+
+    async def run(self) -> None:
+        attempt = 0
+        while True:
+            build = self._make_build(self._state())
+            run = _Run(self, build)
+            try:
+                await run.until_it_ends()
+            except Terminal as error:
+                await self._report_failure(error)
+                await asyncio.Event().wait()  # the state view will have this runner stopped
+            except Transient as error:
+                wait_s = pause_s(attempt, error)
+                log.warning("%s starts again in %.1f s: %s", build.name, wait_s, error.message)
+            except Exception as error:
+                wait_s = pause_s(attempt + 3, Transient(""))
+                log.error(
+                    "%s starts again in %.1f s after %s", build.name, wait_s, type(error).__name__, exc_info=error
+                )
+            attempt = 0 if run.resolved_something else attempt + 1
+            await asyncio.sleep(wait_s)
+
+    async def send(self, command: Command) -> None:
+        """Put a command of this worker on the commands topic; the controller applies an id once."""
+        await self._sink.send(self._topics.commands, command.collection.encode(), command.to_bytes())
+
+    async def _report_failure(self, error: CrossfadeError) -> None:
+        state = self._state()
+        log.error("%s stops: %s", state.key, error)
+        command = Command(
+            verb="failed",
+            collection=state.collection,
+            version=state.version,
+            args={"epoch": state.epoch, "cause": error.message, "next_step": error.next_step},
+            who=self._worker_name,
+        )
+        while True:
+            with contextlib.suppress(Transient):
+                await self.send(command)
+            if (failure := self._state().failure) is not None and failure.cause == error.message:
+                return
+            await asyncio.sleep(SAY_AGAIN_S)
+
+
+class _Run:
+    """One start of a build: from the committed positions until something fails or the runner is cancelled."""
+
+    def __init__(self, runner: BuildRunner, build: Build) -> None:
+        self._runner = runner
+        self._build = build
+        self._state = runner._state
+        self._replays: dict[int, ReplayLane] = {}
+        self._rates: dict[int, Rate] = {}
+        self._lags: dict[int, int] = {}
+        self._group = asyncio.TaskGroup()
+        self._tasks: dict[PartitionLedger, list[asyncio.Task[None]]] = {}
+
+    @property
+    def resolved_something(self) -> bool:
+        return any(c.written or c.stale or c.deleted for c in self._build.counters.values())
+
+    async def until_it_ends(self) -> None:
+        runner, state = self._runner, self._state()
+        await self._check_space(state)
+        self._agent = EmbedAgent(self._build)
+        self._mender = Mender(self._build, runner._kafka, self._agent)
+        self._host = runner._make_host(f"{state.collection}.{state.version}.{state.epoch}")
+        reader = runner._kafka.group_reader(
+            state.topic, runner._topics.group(state.collection, state.version, state.epoch, "live")
+        )
+        live = LiveLane(self._build, self._state, runner._kafka, reader, self._agent, self._host.put, self)
+        await self._host.start(self._agent.run)
+        try:
+            async with self._group:
+                for part in (
+                    live.run(),
+                    self._mender.run(),
+                    self._agent_failed(),
+                    self._report(),
+                    self._check_identity(),
+                ):
+                    self._group.create_task(part)
+        except BaseExceptionGroup as group:
+            raise _worst(group) from group
+        finally:
+            await self._agent.stop()
+            await self._host.stop()
+
+    async def _check_space(self, state: BuildState) -> None:
+        """Refuse to write into a space that is not the one this build made (section 5)."""
+        description = await self._runner._store.description(state.space)
+        next_step = (
+            f"crossfade abort {state.collection} {state.version} --confirm {state.version}, "
+            f"then crossfade start {state.collection} {state.version}"
+        )
+        if description is None:
+            raise IdentityChanged(
+                f"the space {state.space} of {state.key} is gone; it is never created again behind your back",
+                next_step=next_step,
+            )
+        fingerprint = Envelope.from_json(description).fingerprint
+        if fingerprint != state.fingerprint:
+            raise IdentityChanged(
+                f"the space {state.space} holds vectors of model {fingerprint}, {state.key} is {state.fingerprint}",
+                next_step=next_step,
+            )
+
+    async def _agent_failed(self) -> None:
+        await self._agent.failed
+
+    # what comes and goes with partitions: see streams.live.Partitions
+
+    async def gained(self, ledger: PartitionLedger, *, sweep: bool) -> None:
+        runner, state = self._runner, self._state()
+        tasks = self._tasks.setdefault(ledger, [])
+        self._rates[ledger.partition] = Rate()
+        self._build.counters[ledger.partition] = self._counted_so_far(ledger.partition)
+        if ledger.seen is not None:
+            replay = ReplayLane(
+                self._build,
+                self._state,
+                runner._kafka,
+                runner._topics.group(state.collection, state.version, state.epoch, "replay"),
+                self._agent,
+                self._host.put,
+                ledger,
+                self._replayed,
+            )
+            self._replays[ledger.partition] = replay
+            tasks.append(self._group.create_task(self._while_owned(ledger, replay.run())))
+        if sweep:
+            tasks.append(self._group.create_task(self._while_owned(ledger, self._sweep(ledger))))
+
+    def _counted_so_far(self, partition: int) -> Counters:
+        """What former owners of the partition reported last; up to a report's interval of it may be missing."""
+        state = self._state()
+        last = self._runner._last_progress(f"{state.key}/{partition}")
+        return last.counted() if last is not None and last.epoch == state.epoch else Counters()
+
+    async def dropped(self, ledgers: Sequence[PartitionLedger], *, lost: bool) -> None:
+        for ledger in ledgers:
+            tasks = self._tasks.pop(ledger, [])
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            replay = self._replays.pop(ledger.partition, None)
+            if replay is not None and not lost:
+                with contextlib.suppress(Transient):  # the next owner begins at the checkpoint before
+                    await replay.close()
+            self._build.counters.pop(ledger.partition, None)
+
+    async def _while_owned(self, ledger: PartitionLedger, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Transient:
+            if ledger.active:
+                raise
+
+    async def _sweep(self, ledger: PartitionLedger) -> None:
+        found = await self._mender.sweep(ledger)
+        log.warning(
+            "%s: swept partition %d after a long absence, %d to mend", self._build.name, ledger.partition, found
+        )
+
+    async def _replayed(self, partition: int) -> None:
+        """Tell the controller until the state says so."""
+        state = self._state()
+        command = Command(
+            id=f"{state.key}/{state.epoch}/replayed/{partition}",
+            verb="replayed",
+            collection=state.collection,
+            version=state.version,
+            args={"epoch": state.epoch, "partition": partition},
+            who=self._runner._worker_name,
+        )
+        while partition not in self._state().replayed:
+            with contextlib.suppress(Transient):
+                await self._runner.send(command)
+            await asyncio.sleep(1.0)
+
+    # reports
+
+    async def _check_identity(self) -> None:
+        """Rules 1 and 2 while it runs: the topic is still the one, and its end has not moved backwards."""
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            with contextlib.suppress(Transient):
+                state = self._state()
+                check_topic(state, await self._runner._kafka.facts(state.topic))
+
+    async def _report(self) -> None:
+        """Progress of every owned partition, each second, to the progress topic."""
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            try:
+                bounds = await self._runner._kafka.bounds(self._state().topic)
+                for ledger in list(self._agent.ledgers.values()):
+                    check_position(self._state(), ledger.partition, ledger.live.committable, bounds[ledger.partition])
+                    lag = bounds[ledger.partition].stable - ledger.live.committable
+                    record = self._record(ledger, max(0, lag))
+                    key = f"{self._state().key}/{ledger.partition}"
+                    await self._runner._sink.send(self._runner._topics.progress, key.encode(), record.to_bytes())
+            except Transient as error:
+                log.info("%s: progress was not published: %s", self._build.name, error.message)
+
+    def _record(self, ledger: PartitionLedger, lag: int) -> ProgressRecord:
+        state, counters = self._state(), self._build.counters[ledger.partition]
+        replay = self._replays.get(ledger.partition)
+        status, reason = self._status(state, replay)
+        rate = self._rates[ledger.partition]
+        if status in ("paused", "waiting"):
+            rate.rest()
+        else:
+            rate.observe(counters.completed, asyncio.get_running_loop().time())
+        done = replay is None or replay.status == "done"
+        return ProgressRecord(
+            name=state.version,
+            epoch=state.epoch,
+            partition=ledger.partition,
+            status=status,
+            reason=reason,
+            progress=1.0 if done else (counters.completed / counters.total if counters.total else 0.0),
+            total=counters.total,
+            completed=counters.completed,
+            rate_per_s=0.0 if done else rate.per_s,
+            eta_s=0.0 if done else eta_s(counters.total, counters.completed, rate.per_s, state.controls.replay_rate),
+            changed_mid_migration=counters.changed_mid_migration,
+            unchanged_skipped=counters.unchanged_skipped,
+            dead_letters=counters.dead_letters,
+            live_lag=lag,
+            unsettled=len(ledger.doubts) or int(ledger.unsettled),
+            planned=replay is None or replay.planned,
+            replay_done=done,
+            live_position=ledger.live.committable,
+            worker=self._runner._worker_name,
+            counters=counters.as_dict(),
+            updated_at=self._build.wall_ms(),
+        )
+
+    def _status(self, state: BuildState, replay: ReplayLane | None) -> tuple[Status, str]:
+        if self._agent.trouble is not None:
+            return "waiting", self._agent.trouble.message
+        if state.paused is not None and (state.paused == "all" or (replay is not None and replay.status != "done")):
+            return "paused", f"paused ({state.paused})"
+        if replay is not None and replay.status == "planning":
+            return "building", "plan scan"
+        if replay is not None and replay.status != "done" and state.controls.replay_rate:
+            return "building", f"held at {state.controls.replay_rate:g} documents/s"
+        return _STATUS_OF_STAGE[state.stage.value], ""
+
+
+_STATUS_OF_STAGE: dict[str, Status] = {
+    "declared": "declared",
+    "building": "building",
+    "ready": "ready",
+    "serving": "serving",
+    "previous": "previous",
+    "retired": "retired",
+    "aborted": "aborted",
+}
+
+
+def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception that decides what happens next: a cause somebody must remove before one that may pass."""
+    leaves: list[BaseException] = []
+
+    def walk(error: BaseException) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                walk(inner)
+        else:
+            leaves.append(error)
+
+    walk(group)
+    for kind in (Terminal, Exception):
+        for leaf in leaves:
+            if isinstance(leaf, kind) and not (kind is Exception and isinstance(leaf, Transient)):
+                return leaf
+    return leaves[0]

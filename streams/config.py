@@ -1,0 +1,460 @@
+"""The one configuration file: pydantic models, and the loader that names file, line, key and the value wanted.
+
+Never prints a secret: neither in an error, nor in a repr, nor in a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from connectors import reserved
+from connectors.embedders import hashing
+from connectors.errors import ConfigurationError, NotFound
+from connectors.protocols import JSON
+from streams.config_file import Source, read_yaml
+from streams.config_types import (
+    ClientValue,
+    Count,
+    HostPort,
+    HostPorts,
+    HttpOrigin,
+    HttpUrl,
+    NgramRange,
+    PropertyType,
+    Rate,
+    Seconds,
+    Secret,
+    Strict,
+    Whole,
+    wrong,
+)
+from streams.documents import DocumentSchema, template_fields
+from streams.versions import Envelope
+
+DEFAULT_PATH = Path("config/crossfade.yaml")
+PATH_VARIABLE = "CROSSFADE_CONFIG"
+MAX_NAME = 48
+
+_COLLECTION = re.compile(r"[a-z0-9_][a-z0-9_-]*")
+_VERSION = re.compile(r"[a-z0-9_]+")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_ALIAS = re.compile(r"[A-Z][A-Za-z0-9_]{0,99}")
+_SPACE = re.compile(r"[a-z0-9_]+_[0-9]+_[0-9a-f]{12}")
+_PROPERTY = re.compile(r"[a-z_][A-Za-z0-9_]{0,99}")
+_RESERVED_PROPERTIES = ("id", "_id", "vector", "vectors", "_additional")
+_OWN_TOPICS = ("commands", "state", "progress", "dead-letters", "journal")
+_OWN_CLIENT_SETTINGS = frozenset(
+    {
+        "auto.offset.reset",
+        "bootstrap.servers",
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "enable.idempotence",
+        "enable.partition.eof",
+        "group.id",
+        "group.instance.id",
+        "group.protocol",
+        "isolation.level",
+        "metadata.broker.list",
+        "partitioner",
+        "session.timeout.ms",
+        "transactional.id",
+    }
+)
+
+
+class Kafka(Strict):
+    """`client`: further librdkafka settings (security, TLS); their values are treated as secret."""
+
+    bootstrap_servers: HostPorts | None = None
+    topic_prefix: str = "crossfade"
+    client: dict[str, ClientValue] = Field(default_factory=dict, repr=False)
+    session_timeout_s: Seconds = 45.0
+
+    @field_validator("topic_prefix")
+    @classmethod
+    def _prefix(cls, prefix: str) -> str:
+        if not _TOPIC.fullmatch(prefix) or len(prefix) > 100 or prefix[0] in ".-":
+            raise wrong("is no topic prefix", "up to 100 letters, digits, '.', '_' or '-', beginning with none of '.-'")
+        return prefix
+
+    @field_validator("client")
+    @classmethod
+    def _client(cls, client: dict[str, str]) -> dict[str, str]:
+        if owned := sorted(_OWN_CLIENT_SETTINGS & client.keys()):
+            raise wrong(f"sets {', '.join(owned)}, which Crossfade sets itself", "other librdkafka settings only")
+        return client
+
+
+class Weaviate(Strict):
+    """Where vectors go: `http` a URL, `grpc` host:port; TLS on both when `http` is https. Both or neither."""
+
+    http: HttpOrigin | None = None
+    grpc: HostPort | None = None
+    api_key: Secret | None = None
+    write_timeout_s: Seconds = 20.0
+    settle_s: Seconds = 30.0
+
+    @model_validator(mode="after")
+    def _both(self) -> Weaviate:
+        if (self.http is None) != (self.grpc is None):
+            raise wrong("has one of http and grpc", "both addresses, or neither to use what `crossfade up` started")
+        return self
+
+
+class Text(Strict):
+    """What is embedded: the named fields of a document, through a template that reads each of them."""
+
+    fields: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    template: str | None = None
+
+    @model_validator(mode="after")
+    def _template(self) -> Text:
+        if len(set(self.fields)) != len(self.fields):
+            raise wrong("names a field twice", "each text field once", "fields")
+        if self.template is None:
+            return self
+        try:
+            read = template_fields(self.template)
+        except ValueError as error:
+            raise wrong(f"cannot be read: {error}", "a template like {title}: {text}", "template") from None
+        if read != set(self.fields):
+            raise wrong(
+                f"reads {', '.join(sorted(read)) or 'no field'}",
+                f"a template that reads exactly the declared fields: {', '.join(self.fields)}",
+                "template",
+            )
+        return self
+
+
+class HashingEmbedder(Strict):
+    """No model, no network. `char_ngrams` null: words only; `word_ngrams` null: character n-grams only."""
+
+    provider: Literal["hashing"] = "hashing"
+    word_ngrams: NgramRange | None = (1, 2)
+    char_ngrams: NgramRange | None = (3, 5)
+    sublinear: bool = True
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _ranges(self) -> HashingEmbedder:
+        for name, ngrams in (("word_ngrams", self.word_ngrams), ("char_ngrams", self.char_ngrams)):
+            if ngrams is not None and ngrams[0] > ngrams[1]:
+                raise wrong("ends below where it begins", "[smallest, largest]", name)
+        if self.word_ngrams is None and self.char_ngrams is None:
+            raise wrong("has neither word_ngrams nor char_ngrams", "at least one of them")
+        return self
+
+
+class TeiEmbedder(Strict):
+    """HuggingFace Text Embeddings Inference. `model` and `revision` are what the endpoint serves, e.g. of its /info."""
+
+    provider: Literal["tei"] = "tei"
+    url: HttpUrl
+    model: Annotated[str, Field(min_length=1)]
+    revision: str = ""
+    api_key: Secret | None = None
+    timeout_s: Seconds = 30.0
+    max_batch: Count = 32
+    truncate: bool = False
+
+
+class Version(Strict):
+    """One model version. `replay_rate` (documents a second), `concurrency` (requests in flight per lane), `batch`
+    (documents), `provenance` and the embedder's address do not decide a vector: they are not in its envelope."""
+
+    embedder: Annotated[HashingEmbedder | TeiEmbedder, Field(discriminator="provider")]
+    dimensions: Annotated[Whole, Field(ge=1, le=65535)]
+    metric: Literal["cosine", "dot", "l2-squared"] = "cosine"
+    quantization: Literal["none"] = "none"
+    normalize: bool = True
+    document_prefix: str = ""
+    query_prefix: str = ""
+    max_tokens: Count | None = None
+    provenance: dict[str, str] = Field(default_factory=dict)
+    replay_rate: Rate | None = None
+    concurrency: Annotated[Whole, Field(ge=1, le=256)] = 2
+    batch: Annotated[Whole, Field(ge=1, le=10_000)] = 64
+
+
+class Collection(Strict):
+    """One stream of documents. `name` is its key in the file; `alias` defaults to it in capitals: my-docs, MyDocs."""
+
+    name: str = ""
+    topic: str
+    alias: str
+    text: Text
+    properties: dict[str, PropertyType] = Field(default_factory=dict)
+    store_text: bool = True
+    max_record_bytes: Annotated[Whole, Field(ge=1, le=100_000_000)] = 1_000_000
+    versions: dict[str, Version] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_alias(cls, raw: object) -> object:
+        if isinstance(raw, dict) and isinstance(raw.get("name"), str) and raw.get("alias") is None:
+            return {**raw, "alias": "".join(part[:1].upper() + part[1:] for part in re.split("[-_]", raw["name"]))}
+        return raw
+
+    @field_validator("topic")
+    @classmethod
+    def _topic(cls, topic: str) -> str:
+        if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+            raise wrong("is no topic name", "up to 249 letters, digits, '.', '_' or '-'")
+        return topic
+
+    @field_validator("alias")
+    @classmethod
+    def _alias(cls, alias: str) -> str:
+        if not _ALIAS.fullmatch(alias):
+            raise wrong("is no Weaviate name", "a capital letter, then up to 99 letters, digits or '_' (alias: Name)")
+        if any(_SPACE.fullmatch(alias, i + 1) for i, char in enumerate(alias) if char == "_"):
+            raise wrong("could be the name of a space", "a name that does not end in _version_epoch_fingerprint")
+        return alias
+
+    @field_validator("properties")
+    @classmethod
+    def _properties(cls, properties: dict[str, str]) -> dict[str, str]:
+        lowered: dict[str, str] = {}
+        for name in properties:
+            if not _PROPERTY.fullmatch(name) or name.startswith("__"):
+                # Weaviate lowers the first letter itself: a capital would come back under another name
+                raise wrong("is no property name", "a small letter or '_', then letters, digits or '_'", name)
+            if name in _RESERVED_PROPERTIES or name.startswith(reserved.PREFIX):
+                names = ", ".join(_RESERVED_PROPERTIES)
+                raise wrong("is reserved", f"a name other than {names} and not beginning with cf_", name)
+            if (other := lowered.setdefault(name.lower(), name)) != name:
+                raise wrong(f"differs from {other!r} only in capitals", "names Weaviate can tell apart", name)
+        return properties
+
+    @model_validator(mode="after")
+    def _distinct_versions(self) -> Collection:
+        seen: dict[str, str] = {}
+        for name, version in self.versions.items():
+            if not _VERSION.fullmatch(name) or len(name) > MAX_NAME:
+                raise wrong("is no version name", f"up to {MAX_NAME} of a-z, 0-9 and '_'", "versions", name)
+            other = seen.setdefault(envelope_of(self, version).fingerprint, name)
+            if other != name:
+                raise wrong(
+                    f"is the same model as version {other}", "versions that differ in their model", "versions", name
+                )
+        return self
+
+    def version(self, name: str) -> Version:
+        """Raises NotFound with the versions there are."""
+        if name not in self.versions:
+            raise NotFound(
+                f"collection {self.name} has no version {name}",
+                next_step=f"use one of {_names(self.versions)}, or add it under collections.{self.name}.versions",
+            )
+        return self.versions[name]
+
+
+class Settings(Strict):
+    """The whole file."""
+
+    kafka: Kafka = Field(default_factory=Kafka)
+    weaviate: Weaviate = Field(default_factory=Weaviate)
+    collections: dict[str, Collection] = Field(default_factory=dict)
+    _path: Path | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file these settings were loaded from."""
+        return self._path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_collections(cls, raw: object) -> object:
+        """A collection's name is its key."""
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("collections"), Mapping):
+            return raw
+        named: dict[object, object] = {}
+        for name, collection in raw["collections"].items():
+            if not isinstance(name, str) or not _COLLECTION.fullmatch(name) or len(name) > MAX_NAME:
+                raise wrong(
+                    "is no collection name",
+                    f"up to {MAX_NAME} of a-z, 0-9, '_' and '-', not beginning with '-'",
+                    "collections",
+                    str(name),
+                )
+            if isinstance(collection, Collection):
+                named[name] = collection.model_copy(update={"name": name})
+            elif isinstance(collection, Mapping):
+                if collection.get("name", name) != name:
+                    raise wrong("differs from its key", f"no name; {name} is its name", "collections", name, "name")
+                named[name] = {**collection, "name": name}
+            else:
+                named[name] = collection
+        return {**raw, "collections": named}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        if 2 * self.weaviate.write_timeout_s > self.kafka.session_timeout_s:
+            # rules 9 and 11: a write must have ended, with time to spare, before another owner can begin
+            raise wrong(
+                "is more than half of kafka.session_timeout_s",
+                f"at most {self.kafka.session_timeout_s / 2:g}",
+                "weaviate",
+                "write_timeout_s",
+            )
+        aliases: dict[str, str] = {}
+        for name, collection in self.collections.items():
+            if collection.topic in {f"{self.kafka.topic_prefix}.{own}" for own in _OWN_TOPICS}:
+                raise wrong(
+                    "is a topic of Crossfade's own", "the topic of your documents", "collections", name, "topic"
+                )
+            lowered = collection.alias.lower()  # Weaviate takes names that differ only in capitals for the same
+            for other_alias, other in aliases.items():
+                if lowered == other_alias:
+                    raise wrong(
+                        f"has the alias of collection {other}", "an alias of its own", "collections", name, "alias"
+                    )
+                short, long = sorted((lowered, other_alias), key=len)
+                if long.startswith(short + "_"):
+                    raise wrong(
+                        f"its spaces could have the names of collection {other}'s",
+                        "aliases of which none is another one with '_' and more behind it",
+                        "collections",
+                        name,
+                        "alias",
+                    )
+            aliases[lowered] = name
+        return self
+
+    def collection(self, name: str) -> Collection:
+        """Raises NotFound with the collections there are."""
+        if name not in self.collections:
+            raise NotFound(
+                f"there is no collection {name}",
+                next_step=f"use one of {_names(self.collections)}, or add it under collections in {self._path}",
+            )
+        return self.collections[name]
+
+
+def _names(known: Mapping[str, object]) -> str:
+    return ", ".join(known) or "(none are declared)"
+
+
+def envelope_of(collection: Collection, version: Version) -> Envelope:
+    """Everything that decides this version's vectors; no address, key, rate or provenance."""
+    embedder = version.embedder
+    options: dict[str, JSON]
+    if isinstance(embedder, HashingEmbedder):
+        model, revision = hashing.MODEL, hashing.REVISION
+        options = {
+            "word_ngrams": list(embedder.word_ngrams) if embedder.word_ngrams else None,
+            "char_ngrams": list(embedder.char_ngrams) if embedder.char_ngrams else None,
+            "sublinear": embedder.sublinear,
+            "seed": embedder.seed,
+        }
+    else:
+        model, revision = embedder.model, embedder.revision
+        options = {"truncate": embedder.truncate}
+    return Envelope(
+        provider=embedder.provider,
+        model=model,
+        revision=revision,
+        options=options,
+        dimensions=version.dimensions,
+        text_fields=tuple(collection.text.fields),
+        template=collection.text.template,
+        normalize=version.normalize,
+        metric=version.metric,
+        quantization=version.quantization,
+        document_prefix=version.document_prefix,
+        query_prefix=version.query_prefix,
+        max_tokens=version.max_tokens,
+    )
+
+
+def schema_of(collection: Collection) -> DocumentSchema:
+    """How this collection's records are read."""
+    return DocumentSchema(
+        collection=collection.name,
+        fields=tuple(collection.text.fields),
+        template=collection.text.template,
+        properties=dict(collection.properties),
+        max_record_bytes=collection.max_record_bytes,
+    )
+
+
+def find_config(explicit: Path | None = None) -> Path:
+    """The file to use: the one named, else of CROSSFADE_CONFIG, else config/crossfade.yaml here.
+
+    Raises ConfigurationError that says every place it looked.
+    """
+    from_environment = os.environ.get(PATH_VARIABLE)
+    looked = [
+        f"--config: {explicit if explicit else 'not given'}",
+        f"{PATH_VARIABLE}: {from_environment or 'not set'}",
+        f"default: {DEFAULT_PATH.absolute()}",
+    ]
+    # a place that was named is the only one looked at: falling back to another file would be a surprise
+    path = explicit or (Path(from_environment) if from_environment else DEFAULT_PATH)
+    if not path.is_file():
+        raise ConfigurationError(
+            f"no configuration file at {path}; looked at " + "; ".join(looked),
+            next_step=f"write one with `crossfade init`, or name one with --config or {PATH_VARIABLE}",
+        )
+    return path
+
+
+def load(path: Path) -> Settings:
+    """Read and check one file. Raises ConfigurationError with a line for each thing that is wrong:
+    `file:line: key path: problem; wanted: ...`, never the value of a secret."""
+    source = read_yaml(path)
+    try:
+        settings = Settings.model_validate(source.data)
+    except ValidationError as error:
+        problems = [_describe(dict(item), source) for item in error.errors(include_url=False, include_input=False)]
+        # no `from error`: pydantic's own message would show the values
+        raise ConfigurationError(
+            "\n".join(dict.fromkeys(problems)), next_step=f"correct {path} and run the command again"
+        ) from None
+    settings._path = path
+    return settings
+
+
+_PLAIN: Mapping[str, tuple[str, str]] = {
+    "missing": ("is missing", "a value"),
+    "string_type": ("is not text", "text (put numbers, dates and yes/no in quotes)"),
+    "dict_type": ("is not a mapping", "keys with values, indented below it"),
+    "model_type": ("is not a mapping", "keys with values, indented below it"),
+    "model_attributes_type": ("is not a mapping", "keys with values, indented below it"),
+    "list_type": ("is not a list", "a list: [a, b]"),
+    "tuple_type": ("is not a list", "a list of two numbers: [smallest, largest]"),
+    "too_short": ("is too short", "at least one value"),
+    "union_tag_not_found": ("has no provider", "provider: hashing, or provider: tei"),
+    "union_tag_invalid": ("has an unknown provider", "provider: hashing, or provider: tei"),
+}
+
+
+def _describe(item: dict[str, object], source: Source) -> str:
+    kind, context = str(item["type"]), item.get("ctx")
+    loc = item["loc"]
+    assert isinstance(loc, tuple)
+    below = context.get("at", []) if isinstance(context, dict) else []
+    path = source.resolve((*loc, *below), missing=kind == "missing")
+    if kind in _PLAIN:
+        problem = "{}; wanted: {}".format(*_PLAIN[kind])
+    elif kind in ("crossfade", "unknown_key"):
+        problem = str(item["msg"])
+    else:
+        wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value should have ")
+        shown = source.show(path)
+        problem = f"{f'{shown} ' if shown else ''}does not fit; wanted: {wanted}"
+    where = ".".join(str(part) for part in path) or "the file"
+    return f"{source.path}:{source.line(path)}: {where}: {problem}"

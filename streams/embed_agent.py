@@ -1,0 +1,458 @@
+"""The embedding agent of one build: parse, guard, hash, chunk, embed, write, resolve.
+
+It takes deliveries from a Faust channel and never waits in the agent body: work runs in groups beside it, so that
+embedding and writing overlap. It never commits and never decides who owns a partition; the lanes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+from uuid import UUID
+
+from connectors.errors import ContentRejected, IdentityChanged, Transient
+from connectors.protocols import Head, Record, RecordSink, Space, Vectors
+from streams import documents
+from streams.chunking import Chunker
+from streams.documents import Delete, DocumentSchema, Put, Rejected
+from streams.encoding import Encoder
+from streams.ordering import Action, Event, Lane, Lease, Outcome, PartitionLedger, decide
+from streams.progress import Counters
+from streams.retry import patiently
+from streams.space_objects import Origin, space_object
+from streams.space_writer import DocumentWrite, SpaceWriter
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one build keeps in flight. `window`: events a lane, at most; also what a former owner may have had."""
+
+    batch: int = 64
+    concurrency: int = 2
+    window: int = 4096
+    bytes_in_flight: int = 64 * 2**20
+    read_records: int = 1000
+    write_deadline_s: float = 20.0
+    settle_s: float = 30.0
+
+    @property
+    def reach(self) -> int:
+        """Events of a lane and partition that may be past the committed one: in flight, just read, and in the channel."""
+        return self.window + 4 * self.read_records
+
+
+class Batch(NamedTuple):
+    """Records of one lane and partition in offset order; everything below `position` has been delivered.
+
+    `digests` stand beside the records (see documents.key_digest). A replay batch holds only records that the key
+    index calls current.
+    """
+
+    lane: Lane
+    ledger: PartitionLedger
+    records: Sequence[Record]
+    digests: Sequence[bytes]
+    position: int
+
+
+@dataclass(slots=True)
+class Build:
+    """What every part of one build works with."""
+
+    collection: str
+    version: str
+    epoch: int
+    topic: str
+    dead_letters: str
+    schema: DocumentSchema
+    store_text: bool
+    space_mark: str
+    space: Space
+    encoder: Encoder
+    chunker: Chunker
+    sink: RecordSink
+    lease: Lease
+    limits: Limits
+    wall_ms: Callable[[], int]
+    counters: dict[int, Counters] = field(default_factory=lambda: defaultdict(Counters))
+
+    @property
+    def name(self) -> str:
+        return f"{self.collection}/{self.version}"
+
+
+class Sourced(NamedTuple):
+    """A put with its source hash."""
+
+    event: Event
+    put: Put
+    source_hash: str
+
+
+class EmbedAgent:
+    """See the module. One for each build in each worker process.
+
+    `ledgers`: of the partitions this process owns; the live lane fills it. `failed` resolves with the exception that ended it: the lanes then start again from their committed positions.
+    """
+
+    def __init__(self, build: Build) -> None:
+        self.build = build
+        self.ledgers: dict[int, PartitionLedger] = {}
+        self.trouble: Transient | None = None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._slots = {
+            Lane.LIVE: asyncio.Semaphore(build.limits.concurrency),
+            Lane.REPLAY: asyncio.Semaphore(build.limits.concurrency),
+            Lane.MEND: asyncio.Semaphore(1),
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.writer = SpaceWriter(
+            build.space,
+            build.lease,
+            splits=build.chunker.splits,
+            write_deadline_s=build.limits.write_deadline_s,
+            settle_s=build.limits.settle_s,
+            trouble=self._note_trouble,
+        )
+        self._progressed = asyncio.Condition()
+
+    async def run(self, stream: AsyncIterable[list[Batch]]) -> None:
+        """The agent's body. An error ends it through `failed`, and with it the lanes that feed it."""
+        try:
+            async for delivery in stream:
+                self.accept(delivery)
+        except Exception as error:  # noqa: BLE001  handed on whole: the runner decides what it means
+            self._fail(error)
+
+    def accept(self, delivery: Iterable[Batch]) -> None:
+        """Admit a delivery and start its work. No await here: no other lane sees it half done."""
+        ready: dict[Lane, list[Event]] = {}
+        for batch in delivery:
+            if not batch.ledger.active:
+                continue  # revoked while the delivery waited in the channel: the new owner reads it again
+            admit = self._admit_live if batch.lane is Lane.LIVE else self._admit_replay
+            ready.setdefault(batch.lane, []).extend(admit(batch))
+        for lane, events in ready.items():
+            self._dispatch(lane, events)
+
+    def mend(self, ledger: PartitionLedger, changes: Iterable[tuple[Record, Put | Delete]]) -> None:
+        """Apply these log records again, whatever the space claims to hold (rule 11, redrive, repair)."""
+        events = [
+            Event(Lane.MEND, record, documents.key_digest(record.key or b""), change, ledger, check=False)
+            for record, change in changes
+        ]
+        self._dispatch(Lane.MEND, self._claim(ledger, events))
+
+    def _admit_live(self, batch: Batch) -> list[Event]:
+        ledger, schema, counters = batch.ledger, self.build.schema, self.build.counters[batch.ledger.partition]
+        events: list[Event] = []
+        for record, digest in zip(batch.records, batch.digests, strict=True):
+            if not ledger.admit_live(record):
+                counters.stale += 1
+                continue
+            change = documents.parse(record.key, record.value, schema)
+            if isinstance(change, Rejected):
+                ledger.note_live(record, digest, None, deleted=False)
+                self._reject(ledger, Lane.LIVE, record, digest, change)
+                continue
+            ledger.note_live(record, digest, change.doc_id, deleted=isinstance(change, Delete))
+            events.append(Event(Lane.LIVE, record, digest, change, ledger, check=True))
+        ledger.live.advance(batch.position)
+        return self._claim(ledger, events)
+
+    def _admit_replay(self, batch: Batch) -> list[Event]:
+        ledger, schema, counters = batch.ledger, self.build.schema, self.build.counters[batch.ledger.partition]
+        if ledger.replay is None or ledger.seen is None:
+            return []
+        events: list[Event] = []
+        for record, digest in zip(batch.records, batch.digests, strict=True):
+            if record.offset < ledger.replay.position:
+                continue  # a redelivery
+            change = documents.parse(record.key, record.value, schema)
+            doc_id = None if isinstance(change, Rejected) else change.doc_id
+            if not ledger.admit_replay(record, digest, doc_id):
+                newer = ledger.seen.get(digest)
+                counters.suppressed(deleted=newer is not None and newer.deleted)
+                continue
+            if isinstance(change, Rejected):
+                self._reject(ledger, Lane.REPLAY, record, digest, change)
+                continue
+            check = ledger.recheck_replay > 0
+            ledger.recheck_replay -= check
+            events.append(Event(Lane.REPLAY, record, digest, change, ledger, check))
+        ledger.replay.advance(batch.position)
+        return self._claim(ledger, events)
+
+    def _claim(self, ledger: PartitionLedger, events: Sequence[Event]) -> list[Event]:
+        admitted = ledger.claim(events)
+        for event in admitted.stale:
+            self._count(event.lane, ledger, Outcome.STALE)
+        return admitted.ready
+
+    def has_room(self, lane: Lane, ledger: PartitionLedger | None = None) -> bool:
+        """Whether the lane may admit more: in its window of events (of one partition or of each), and of bytes for all."""
+        asked = self.ledgers.values() if ledger is None else (ledger,)
+        if any(one.in_flight(lane) >= self.build.limits.window for one in asked):
+            return False
+        held_bytes = sum(one.bytes_in_flight[lane] for one in self.ledgers.values())
+        return held_bytes < self.build.limits.bytes_in_flight
+
+    async def progressed(self, condition: Callable[[], bool]) -> None:
+        """Return when the condition holds; checked whenever work was resolved."""
+        async with self._progressed:
+            await self._progressed.wait_for(condition)
+
+    def _dispatch(self, lane: Lane, events: Sequence[Event]) -> None:
+        size = self.build.limits.batch
+        for i in range(0, len(events), size):
+            self._spawn(self._work(lane, events[i : i + size]))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def _work(self, lane: Lane, events: Sequence[Event]) -> None:
+        async with self._slots[lane]:
+            events = [e for e in events if e.ledger.active]
+            if not events:
+                return
+            try:
+                outcomes = await self._apply(events)
+            except Transient:
+                if any(e.ledger.active for e in events):
+                    raise
+                return  # all of it was revoked while it waited
+        waiting: dict[Lane, list[Event]] = {}
+        for event, outcome in outcomes:
+            self._count(event.lane, event.ledger, outcome)
+            if (successor := event.ledger.finish(event, outcome)) is not None:
+                waiting.setdefault(successor.lane, []).append(successor)
+        for successor_lane, successors in waiting.items():
+            self._dispatch(successor_lane, successors)
+        await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._progressed:
+            self._progressed.notify_all()
+
+    async def _apply(self, events: Sequence[Event]) -> list[tuple[Event, Outcome]]:
+        """Bring a group of events, no two of one key, into the space. What is not returned was dropped by a revoke."""
+        heads = await self._heads(events)
+        outcomes: list[tuple[Event, Outcome]] = []
+        to_embed: list[Sourced] = []
+        to_keep: list[tuple[Sourced, Head]] = []
+        to_delete: list[Event] = []
+        for event in events:
+            head = heads.get(event)
+            change = event.change
+            hashed = documents.source_hash(change, self.build.schema) if isinstance(change, Put) else None
+            action = decide(event.record.offset, hashed, head)
+            if action is Action.NOTHING:
+                outcomes.append((event, Outcome.STALE))
+            elif action is Action.DELETE:
+                to_delete.append(event)
+            else:
+                assert isinstance(change, Put)
+                assert hashed is not None
+                sourced = Sourced(event, change, hashed)
+                if action is Action.KEEP_VECTOR and head is not None:
+                    to_keep.append((sourced, head))
+                else:
+                    to_embed.append(sourced)
+        kept, lacking = await self._with_kept_vectors(to_keep, events)
+        embedded = await self._embed([*to_embed, *lacking], outcomes, events)
+        outcomes.extend(await self._store([*kept, *embedded], {write.event for write in kept}))
+        await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
+        outcomes.extend((event, Outcome.DELETED) for event in to_delete)
+        return [(event, outcome) for event, outcome in outcomes if event.ledger.active]
+
+    async def _store(self, writes: Sequence[DocumentWrite], kept: set[Event]) -> list[tuple[Event, Outcome]]:
+        refused = await self.writer.write(writes)
+        for event, error in refused.items():
+            await self._dead_letter(event.record, "store_refused", error.message, event.ledger)
+        outcomes = {e: Outcome.DEAD_LETTER if e in refused else Outcome.WRITTEN for e in (w.event for w in writes)}
+        return [(e, Outcome.UNCHANGED if o is Outcome.WRITTEN and e in kept else o) for e, o in outcomes.items()]
+
+    async def _heads(self, events: Sequence[Event]) -> Mapping[Event, Head]:
+        """Chunk 0 as stored, for the events that must look before they write."""
+        ids = {event: self._object_id(event, 0) for event in events if event.check}
+        if not ids:
+            return {}
+        stored = await self._patiently(lambda: self.build.space.heads(list(ids.values())), events)
+        found = {event: head for event, uuid in ids.items() if (head := stored.get(uuid)) is not None}
+        for event, head in found.items():
+            if head.partition != event.record.partition:  # rule 1
+                raise IdentityChanged(
+                    f"a key of {self.build.topic} is in two partitions: {head.partition} at offset {head.offset} and "
+                    f"{event.record.partition} at offset {event.record.offset}; their order cannot be known",
+                    next_step="make all producers use one partitioner (murmur2), write the key's last form again, "
+                    f"delete it from the other partition, then: crossfade resume {self.build.collection} "
+                    f"{self.build.version}",
+                )
+        return found
+
+    async def _with_kept_vectors(
+        self, keep: Sequence[tuple[Sourced, Head]], group: Sequence[Event]
+    ) -> tuple[list[DocumentWrite], list[Sourced]]:
+        """Same source hash: new offset and properties around the stored vectors. Second: those with a chunk missing."""
+        if not keep:
+            return [], []
+        ids = {item.event: [self._object_id(item.event, i) for i in range(head.chunks)] for item, head in keep}
+        wanted = [uuid for uuids in ids.values() for uuid in uuids]
+        heads = await self._patiently(lambda: self.build.space.heads(wanted, vectors=True), group)
+        stored = await self._patiently(lambda: self.build.space.properties(wanted), group)
+        writes: list[DocumentWrite] = []
+        lacking: list[Sourced] = []
+        for item, head in keep:
+            parts = [heads.get(uuid) for uuid in ids[item.event]]
+            texts = self._texts(item)
+            whole = [p for p in parts if p is not None and p.source_hash == item.source_hash]
+            vectors = [p.vector for p in whole if p.vector is not None]
+            if len(vectors) != head.chunks or len(texts) != head.chunks:
+                lacking.append(item)
+                continue
+            origin = Origin.from_properties(stored.get(ids[item.event][0], {}))
+            writes.append(self._document(item, texts, vectors, origin))
+        return writes, lacking
+
+    async def _embed(
+        self, to_embed: Sequence[Sourced], outcomes: list[tuple[Event, Outcome]], group: Sequence[Event]
+    ) -> list[DocumentWrite]:
+        """Texts to vectors; a document whose content is refused goes to the dead letters, alone."""
+        to_embed = [item for item in to_embed if item.event.ledger.active]
+        chunks = [self._texts(item) for item in to_embed]
+        vectors = await self._vectors(chunks, group)
+        origin = Origin("embedded", self.build.wall_ms())
+        writes: list[DocumentWrite] = []
+        for item, texts, result in zip(to_embed, chunks, vectors, strict=True):
+            event = item.event
+            if isinstance(result, ContentRejected):
+                await self._dead_letter(event.record, "content_rejected", result.message, event.ledger)
+                outcomes.append((event, Outcome.DEAD_LETTER))
+                continue
+            self.build.counters[event.ledger.partition].embedded(event.lane)
+            writes.append(self._document(item, texts, list(result), origin))
+        return writes
+
+    async def _vectors(self, chunks: Sequence[list[str]], group: Sequence[Event]) -> list[Vectors | ContentRejected]:
+        """float32[chunks of the document, dim] for each document, or why its content was refused."""
+        if not chunks:
+            return []
+        texts = [text for parts in chunks for text in parts]
+        encoded = await self._patiently(lambda: self.build.encoder.encode_each(texts), group)
+        result: list[Vectors | ContentRejected] = []
+        at = 0
+        for parts in chunks:
+            span = range(at, at + len(parts))
+            refused = next((encoded.rejected[i] for i in span if i in encoded.rejected), None)
+            result.append(encoded.vectors[at : at + len(parts)] if refused is None else refused)
+            at += len(parts)
+        return result
+
+    def _texts(self, item: Sourced) -> list[str]:
+        return self.build.chunker.split(documents.text(item.put, self.build.schema))
+
+    def _document(
+        self, item: Sourced, texts: Sequence[str], vectors: Sequence[Vectors], origin: Origin
+    ) -> DocumentWrite:
+        objects = [
+            space_object(
+                self._object_id(item.event, i),
+                item.event.record,
+                item.put,
+                item.source_hash,
+                chunk=i,
+                texts=texts,
+                vector=vectors[i],
+                origin=origin,
+                space_mark=self.build.space_mark,
+                store_text=self.build.store_text,
+            )
+            for i in range(len(texts))
+        ]
+        return DocumentWrite(item.event, objects)
+
+    def _object_id(self, event: Event, chunk: int) -> UUID:
+        return documents.object_id(self.build.collection, event.change.doc_id, chunk)
+
+    async def stop(self) -> None:
+        """End everything still running; call after the partitions were drained."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _reject(self, ledger: PartitionLedger, lane: Lane, record: Record, digest: bytes, rejected: Rejected) -> None:
+        async def settle() -> None:
+            await self._dead_letter(record, rejected.cause, rejected.detail, ledger)
+            if not ledger.active:
+                return
+            ledger.resolve_rejected(lane, record.offset, digest)
+            self._count(lane, ledger, Outcome.DEAD_LETTER)
+            await self._notify()
+
+        self._spawn(settle())
+
+    async def _dead_letter(self, record: Record, cause: str, detail: str, ledger: PartitionLedger) -> None:
+        """Keep the original bytes with the reason. A dead-letter topic that cannot be written holds the lane."""
+        headers = {
+            "collection": self.build.collection,
+            "version": self.build.version,
+            "epoch": str(self.build.epoch),
+            "topic": self.build.topic,
+            "partition": str(record.partition),
+            "offset": str(record.offset),
+            "cause": cause,
+            "error": detail,
+            "attempts": "1",
+        }
+        encoded = [(name, value.encode()) for name, value in headers.items()]
+        log.warning(
+            "%s: partition %d offset %d to the dead letters: %s",
+            self.build.name,
+            record.partition,
+            record.offset,
+            cause,
+        )
+
+        async def send() -> None:
+            if ledger.active:
+                await self.build.sink.send(self.build.dead_letters, record.key, record.value, encoded)
+
+        try:
+            await self._patiently_for(send, lambda: ledger.active)
+        except Transient:
+            if ledger.active:
+                raise
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], events: Sequence[Event]) -> T:
+        return await self._patiently_for(call, lambda: any(event.ledger.active for event in events))
+
+    async def _patiently_for(self, call: Callable[[], Awaitable[T]], going: Callable[[], bool]) -> T:
+        return await patiently(call, going=going, trouble=self._note_trouble)
+
+    def _note_trouble(self, error: Transient | None) -> None:
+        if error is not None and type(error) is not type(self.trouble):
+            log.warning("%s waits: %s", self.build.name, error.message)
+        elif error is None and self.trouble is not None:
+            log.info("%s goes on", self.build.name)
+        self.trouble = error
+
+    def _count(self, lane: Lane, ledger: PartitionLedger, outcome: Outcome) -> None:
+        self.build.counters[ledger.partition].resolved(lane, outcome, replaying=ledger.seen is not None)

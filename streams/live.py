@@ -1,0 +1,199 @@
+"""The live lane of one build: follows the topic from the start offset on, and owns the partitions its group gives it.
+
+Ownership decides everything else (rule 3): whoever holds a partition here replays it, mends it and writes it, alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import orjson
+
+from connectors.errors import Fenced, Transient
+from connectors.protocols import Commit, GroupReader, Log, Record
+from streams.documents import key_digest
+from streams.embed_agent import Batch, Build, EmbedAgent
+from streams.identity import check_position, check_topic
+from streams.ordering import Lane, PartitionLedger, Takeover
+from streams.state import BuildState
+
+log = logging.getLogger(__name__)
+
+READ_TIMEOUT_S = 0.1
+COMMIT_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCommit:
+    """Metadata of a live commit. `clean`: the owner left with nothing in flight and nothing in doubt."""
+
+    epoch: int
+    clean: bool
+    at_ms: int
+
+    def to_metadata(self) -> str:
+        return orjson.dumps({"epoch": self.epoch, "clean": self.clean, "at": self.at_ms}).decode()
+
+    @classmethod
+    def from_metadata(cls, metadata: str) -> LiveCommit:
+        """Metadata that somebody else wrote counts as an unclean leave, long ago."""
+        try:
+            raw = orjson.loads(metadata)
+            return cls(int(raw["epoch"]), bool(raw["clean"]), int(raw["at"]))
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            return cls(0, False, 0)
+
+
+class Partitions(Protocol):
+    """What else must happen when partitions come and go: the replay lane and the mender of each."""
+
+    async def gained(self, ledger: PartitionLedger, *, sweep: bool) -> None:
+        """`sweep`: the lane resumes from before what tombstones are kept for, and must mend itself (rule 8)."""
+        ...
+
+    async def dropped(self, ledgers: Sequence[PartitionLedger], *, lost: bool) -> None:
+        """Stop whatever was begun for them. Not `lost`: they were drained, and a last checkpoint may be made."""
+        ...
+
+
+class LiveLane:
+    """See the module. `run` until cancelled; then it drains, commits and leaves the group.
+
+    Implements connectors.protocols.Rebalance.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        state: Callable[[], BuildState],
+        kafka: Log,
+        reader: GroupReader,
+        agent: EmbedAgent,
+        deliver: Callable[[list[Batch]], Awaitable[None]],
+        partitions: Partitions,
+    ) -> None:
+        self._build = build
+        self._state = state
+        self._kafka = kafka
+        self._reader = reader
+        self._agent = agent
+        self._deliver = deliver
+        self._partitions = partitions
+        self._held = False
+        self._committed_at_s = float("-inf")
+        self._delivered: dict[int, int] = {}
+        self.ledgers = agent.ledgers
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        await self._reader.start(self)
+        try:
+            while True:
+                self._hold_or_go_on()
+                records = await self._reader.read(self._build.limits.read_records, READ_TIMEOUT_S)
+                if delivery := self._batches(records):
+                    await self._deliver(delivery)
+                if loop.time() - self._committed_at_s >= COMMIT_EVERY_S:
+                    await self._commit()
+        finally:
+            await self._reader.close()
+
+    def _hold_or_go_on(self) -> None:
+        """Stop fetching while there is no room; reads go on all the same, because membership lives in them."""
+        hold = self._state().paused == "all" or not self._agent.has_room(Lane.LIVE)
+        if hold and not self._held:
+            self._reader.pause(list(self.ledgers))
+        elif self._held and not hold:
+            self._reader.resume(list(self.ledgers))
+        self._held = hold
+
+    def _batches(self, records: Sequence[Record]) -> list[Batch]:
+        by_partition: dict[int, list[Record]] = {}
+        for record in records:
+            by_partition.setdefault(record.partition, []).append(record)
+        batches: list[Batch] = []
+        for partition, position in self._reader.positions().items():
+            ledger = self.ledgers.get(partition)
+            mine = by_partition.get(partition, [])
+            if ledger is None or (not mine and position <= self._delivered.get(partition, -1)):
+                continue
+            self._delivered[partition] = position
+            digests = [key_digest(record.key or b"") for record in mine]
+            batches.append(Batch(Lane.LIVE, ledger, mine, digests, position))
+        return batches
+
+    async def _commit(self) -> None:
+        """Commit the contiguous prefix (rule 6), and so renew the lease (rule 11), also when nothing is new."""
+        if not self.ledgers:
+            return
+        loop = asyncio.get_running_loop()
+        sent_at_s = loop.time()
+        try:
+            await self._reader.commit({p: self._commit_of(ledger, clean=False) for p, ledger in self.ledgers.items()})
+        except Fenced:
+            log.warning(
+                "%s: the group has gone on without this worker; its partitions come back by a rebalance",
+                self._build.name,
+            )
+        except Transient as error:
+            log.warning("%s: a commit got no answer, writes wait for the next: %s", self._build.name, error.message)
+        else:
+            self._build.lease.renew(sent_at_s)
+        self._committed_at_s = loop.time()
+
+    def _commit_of(self, ledger: PartitionLedger, *, clean: bool) -> Commit:
+        metadata = LiveCommit(self._build.epoch, clean, self._build.wall_ms())
+        return Commit(ledger.live.committable, metadata.to_metadata())
+
+    # the group's callbacks
+
+    async def assigned(self, committed: Mapping[int, Commit | None]) -> Mapping[int, int]:
+        loop = asyncio.get_running_loop()
+        state = self._state()
+        facts = await self._kafka.facts(state.topic)
+        check_topic(state, facts)
+        bounds = await self._kafka.bounds(state.topic)
+        limits = self._build.limits
+        starts: dict[int, int] = {}
+        for partition, commit in committed.items():
+            position = commit.offset if commit is not None else state.start[partition]  # rule 2
+            check_position(state, partition, position, bounds[partition])
+            ledger = PartitionLedger(partition, live_position=position, replaying=partition not in state.replayed)
+            sweep = False
+            if commit is not None:
+                last = LiveCommit.from_metadata(commit.metadata)
+                if not last.clean:
+                    ledger.takeover = Takeover(
+                        loop.time() + limits.settle_s, bounds[partition].stable, limits.reach, limits.reach
+                    )
+                away_ms = self._build.wall_ms() - last.at_ms
+                ledger.recheck_replay = limits.reach
+                sweep = last.at_ms > 0 and away_ms > facts.delete_retention_ms  # rule 8
+            self.ledgers[partition] = ledger
+            self._delivered[partition] = -1
+            starts[partition] = position
+            await self._partitions.gained(ledger, sweep=sweep)
+        self._committed_at_s = float("-inf")  # commit at once: it is the first proof of membership
+        self._held = False
+        log.info("%s owns partitions %s", self._build.name, sorted(self.ledgers))
+        return starts
+
+    async def revoked(self, partitions: Sequence[int]) -> Mapping[int, Commit]:
+        ledgers = self._drop(partitions)
+        drained = await self._agent.writer.drain(ledgers, self._build.limits.write_deadline_s + 1.0)
+        await self._partitions.dropped(ledgers, lost=False)
+        return {ledger.partition: self._commit_of(ledger, clean=drained and not ledger.unsettled) for ledger in ledgers}
+
+    async def lost(self, partitions: Sequence[int]) -> None:
+        ledgers = self._drop(partitions)
+        for ledger in ledgers:
+            ledger.active = False
+        await self._partitions.dropped(ledgers, lost=True)
+        log.warning("%s lost partitions %s to another worker", self._build.name, sorted(partitions))
+
+    def _drop(self, partitions: Sequence[int]) -> list[PartitionLedger]:
+        return [ledger for p in partitions if (ledger := self.ledgers.pop(p, None)) is not None]

@@ -1,0 +1,151 @@
+"""Mending: reading back what is in doubt (rule 11), sweeping what may have missed a delete (rule 8), and putting it right.
+
+Runs where the partition is owned. What to write always comes from the log at its own offset, never from anywhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from connectors.errors import Transient
+from connectors.protocols import Log, Record
+from streams import documents
+from streams.documents import Delete, Put, Rejected
+from streams.embed_agent import Build, EmbedAgent
+from streams.migration.compare import Comparison, Suspect
+from streams.ordering import Doubt, Expected, Finding, PartitionLedger
+from streams.replay import plan_scan
+from streams.retry import patiently
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LOOK_EVERY_S = 0.5
+READ_BACK = 256
+SAME_READ = 2000  # offsets nearer than this are fetched by one read of the log
+
+
+async def records_at(kafka: Log, topic: str, partition: int, offsets: Iterable[int]) -> dict[int, Record]:
+    """The log's records at these offsets; those compacted away are absent."""
+    wanted = sorted(set(offsets))
+    found: dict[int, Record] = {}
+    at = 0
+    while at < len(wanted):
+        last = at
+        while last + 1 < len(wanted) and wanted[last + 1] - wanted[last] <= SAME_READ:
+            last += 1
+        asked = set(wanted[at : last + 1])
+        async for batch in kafka.read_range(topic, partition, wanted[at], wanted[last] + 1):
+            found.update((record.offset, record) for record in batch.records if record.offset in asked)
+        at = last + 1
+    return found
+
+
+class Mender:
+    """Of one build in one worker process. `run` until cancelled."""
+
+    def __init__(self, build: Build, kafka: Log, agent: EmbedAgent) -> None:
+        self._build = build
+        self._kafka = kafka
+        self._agent = agent
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for ledger in list(self._agent.ledgers.values()):
+                if due := ledger.due(loop.time(), READ_BACK):
+                    await self._patiently(partial(self._read_back, ledger, due), ledger)
+
+    async def _read_back(self, ledger: PartitionLedger, due: Sequence[tuple[bytes, Doubt]]) -> None:
+        """Look at each doubtful key as it stands, and apply the log again where an older write landed late."""
+        ids = {digest: documents.object_id(self._build.collection, doubt.doc_id, 0) for digest, doubt in due}
+        heads = await self._build.space.heads(list(ids.values()))
+        overwritten: dict[bytes, tuple[Doubt, Expected]] = {}
+        for digest, doubt in due:
+            finding = doubt.judge(heads.get(ids[digest]))
+            if digest in ledger.busy or doubt.expected is None:
+                continue  # a newer event came while we looked
+            if finding is Finding.SETTLED and ledger.doubts.get(digest) is doubt:
+                del ledger.doubts[digest]
+            elif finding is Finding.OVERWRITTEN:
+                overwritten[digest] = (doubt, doubt.expected)
+        if overwritten:
+            await self._put_right(ledger, overwritten)
+
+    async def _put_right(self, ledger: PartitionLedger, overwritten: dict[bytes, tuple[Doubt, Expected]]) -> None:
+        wanted = [expected.offset for _, expected in overwritten.values()]
+        records = await records_at(self._kafka, self._build.topic, ledger.partition, wanted)
+        mend: list[tuple[Record, Put | Delete]] = []
+        for digest, (doubt, expected) in overwritten.items():
+            if doubt.expected != expected or digest in ledger.busy or not ledger.active:
+                continue  # an event came while we read: what it wrote decides
+            record = records.get(expected.offset)
+            if record is None and expected.deleted:  # the tombstone itself was compacted away
+                record = Record(ledger.partition, expected.offset, self._build.wall_ms(), doubt.doc_id.encode(), None)
+            if record is None:
+                continue  # a newer record has replaced it, and live brings that
+            change = documents.parse(record.key, record.value, self._build.schema)
+            if not isinstance(change, Rejected):
+                mend.append((record, change))
+        if mend:
+            log.warning("%s: mends %d documents of partition %d", self._build.name, len(mend), ledger.partition)
+            self._agent.mend(ledger, mend)
+
+    async def sweep(self, ledger: PartitionLedger) -> int:
+        """Compare one owned partition with the space and doubt whatever differs. Returns how many.
+
+        Exact while events keep coming: the index ends at a position P, the space is read once everything below P is
+        resolved, and keys that live has seen since then are left to their own events.
+        """
+        return await self._patiently(lambda: self._sweep(ledger), ledger)
+
+    async def _sweep(self, ledger: PartitionLedger) -> int:
+        loop = asyncio.get_running_loop()
+        await self._agent.progressed(lambda: not ledger.active or ledger.seen is None)
+        ledger.touched = set()
+        try:
+            position = ledger.live.position
+            index = await plan_scan(self._kafka, self._build.topic, ledger.partition, position)
+            await self._agent.progressed(lambda: not ledger.active or ledger.live.committable >= position)
+            comparison = Comparison({ledger.partition: index})
+            async for page in self._build.space.scan():
+                comparison.add(page)
+            suspects = comparison.finish()
+            records = await records_at(
+                self._kafka,
+                self._build.topic,
+                ledger.partition,
+                [s.expected.offset for s in suspects if s.expected is not None],
+            )
+            now_s = loop.time()
+            for suspect in suspects:
+                if (named := self._expected(suspect, records)) is not None:
+                    ledger.suspect(suspect.digest, *named, now_s)
+            return len(suspects)
+        finally:
+            ledger.touched = None
+
+    def _expected(self, suspect: Suspect, records: Mapping[int, Record]) -> tuple[str, Expected] | None:
+        """The document and what the log says of it; None when a newer record or the dead letters answer for it."""
+        if suspect.expected is None or (suspect.expected.deleted and suspect.doc_id is not None):
+            assert suspect.doc_id is not None
+            return suspect.doc_id, suspect.expected or Expected(suspect.stored_offset or 0, deleted=True)
+        record = records.get(suspect.expected.offset)
+        if record is None:
+            return None
+        change = documents.parse(record.key, record.value, self._build.schema)
+        if isinstance(change, Rejected):
+            return None
+        return change.doc_id, Expected(record.offset, deleted=isinstance(change, Delete))
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], ledger: PartitionLedger) -> T:
+        return await patiently(call, going=lambda: ledger.active, trouble=self._note_trouble)
+
+    def _note_trouble(self, error: Transient | None) -> None:
+        if error is not None:
+            log.warning("%s: mending waits: %s", self._build.name, error.message)

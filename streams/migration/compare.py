@@ -1,0 +1,102 @@
+"""The two-way comparison between the log and a space (rule 8): the log's key index on one side, stored heads on the other.
+
+Pure: it says what differs; who reads, who waits and who mends is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from connectors.protocols import Head
+from streams.documents import key_digest
+from streams.ordering import ABSENT, Expected, KeyIndex
+
+
+@dataclass(slots=True)
+class Suspect:
+    """One document whose stored form differs from the log's. `doc_id` None: missing, so only the log knows its key."""
+
+    kind: str  # missing, stale or extra
+    partition: int
+    digest: bytes
+    expected: Expected | None
+    doc_id: str | None
+    stored_offset: int | None = None
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Takes the space page by page; `finish` adds what was never met. 30 bytes a key beside the index.
+
+    `indexes`: the key index of each partition below a position up to which everything is resolved.
+    """
+
+    indexes: Mapping[int, KeyIndex]
+    checked: int = 0
+    suspects: dict[bytes, Suspect] = field(default_factory=dict)
+    _met: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
+    _wanted: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for partition, index in self.indexes.items():
+            self._met[partition] = np.zeros(len(index), np.int16)
+            self._wanted[partition] = np.zeros(len(index), np.int16)
+
+    def add(self, heads: Sequence[Head]) -> None:
+        """One page of the space, chunks included. Heads of partitions without an index are left out."""
+        by_partition: dict[int, list[Head]] = {}
+        for head in heads:
+            if head.partition in self.indexes:
+                by_partition.setdefault(head.partition, []).append(head)
+        for partition, mine in by_partition.items():
+            index = self.indexes[partition]
+            digests = [key_digest(head.doc_id.encode()) for head in mine]
+            for head, digest, at in zip(mine, digests, index.positions(digests).tolist(), strict=True):
+                self._judge(index, head, digest, at)
+
+    def _judge(self, index: KeyIndex, head: Head, digest: bytes, at: int) -> None:
+        expected = index.entry(at) if at != ABSENT else None
+        if expected is None or expected.deleted:
+            self.suspects[digest] = Suspect("extra", head.partition, digest, expected, head.doc_id, head.offset)
+            return
+        self._met[head.partition][at] += 1
+        if head.offset != expected.offset:
+            self.suspects[digest] = Suspect("stale", head.partition, digest, expected, head.doc_id, head.offset)
+        elif head.chunk == 0:
+            self._wanted[head.partition][at] = head.chunks
+
+    def finish(self) -> list[Suspect]:
+        """Everything that differs: also documents never met, or met with too few or too many chunks."""
+        for partition, index in self.indexes.items():
+            met, wanted = self._met[partition], self._wanted[partition]
+            documents = index.documents
+            self.checked += documents
+            for at in index.unmatched_puts(np.asarray(met > 0)):
+                self._suspect("missing", partition, index, int(at))
+            for at in np.flatnonzero((met > 0) & (met != wanted)):
+                self._suspect("stale" if wanted[at] else "missing", partition, index, int(at))
+        return list(self.suspects.values())
+
+    def _suspect(self, kind: str, partition: int, index: KeyIndex, at: int) -> None:
+        digest = index.digest(at)
+        if digest not in self.suspects:
+            self.suspects[digest] = Suspect(kind, partition, digest, index.entry(at), None)
+
+
+def keys_in_two_partitions(indexes: Mapping[int, KeyIndex]) -> list[tuple[int, int]]:
+    """Rule 1: pairs of partitions that hold records of one key."""
+    pairs: list[tuple[int, int]] = []
+    partitions = sorted(indexes)
+    for i, first in enumerate(partitions):
+        for second in partitions[i + 1 :]:
+            if indexes[first].shares_a_key(indexes[second]):
+                pairs.append((first, second))
+    return pairs
+
+
+def touched(digests: Iterable[bytes], suspects: Mapping[bytes, Suspect]) -> set[bytes]:
+    """Suspects that a newer record has changed since: the comparison says nothing about them."""
+    return {digest for digest in digests if digest in suspects}

@@ -1,0 +1,552 @@
+"""Which event of a key is current, and how far a lane may commit: the rules of DESIGN.md section 3 as plain values.
+
+Pure: no I/O, no clock, no tasks. Everything a worker must never get wrong about order is decided in this file.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from connectors.protocols import Head, Record
+from streams.documents import Delete, Put
+
+ABSENT = -1
+
+
+class Lane(StrEnum):
+    """Where an event came from."""
+
+    LIVE = "live"
+    REPLAY = "replay"
+    MEND = "mend"
+
+
+class Outcome(StrEnum):
+    """How an event was resolved: acknowledged, proven stale, or in the dead letters. Nothing else resolves."""
+
+    WRITTEN = "written"
+    UNCHANGED = "unchanged"  # same source hash: offset and properties advanced, vector kept
+    DELETED = "deleted"
+    STALE = "stale"
+    DEAD_LETTER = "dead_letter"
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """One change of one document on its way into a space. Compared by identity.
+
+    `check`: look at what the space holds before writing. Live always does; replay only where a former owner may have
+    written already; a mend never, since it is there because the space cannot be trusted.
+    """
+
+    lane: Lane
+    record: Record
+    digest: bytes
+    change: Put | Delete
+    ledger: PartitionLedger
+    check: bool
+
+
+# --- rule 6: the contiguous prefix -------------------------------------------------------------------------------
+
+
+class Watermark:
+    """The contiguous prefix of resolved offsets of one lane of one partition (rule 6).
+
+    Offsets are admitted in growing order; gaps are crossed by `advance`, never by counting.
+    """
+
+    __slots__ = ("_open", "_resolved", "position")
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self._open: deque[int] = deque()
+        self._resolved: set[int] = set()
+
+    def admit(self, offset: int) -> bool:
+        """False when the offset was delivered before (a redelivery): it must not be processed again."""
+        if offset < self.position:
+            return False
+        self._open.append(offset)
+        self.position = offset + 1
+        return True
+
+    def advance(self, position: int) -> None:
+        """Everything below `position` has been delivered (a gap, or records that need no work)."""
+        if position > self.position:
+            self.position = position
+
+    def resolve(self, offset: int) -> None:
+        self._resolved.add(offset)
+
+    @property
+    def committable(self) -> int:
+        """The first offset that is not resolved: what may be committed as the next to read."""
+        while self._open and self._open[0] in self._resolved:
+            self._resolved.discard(self._open.popleft())
+        return self._open[0] if self._open else self.position
+
+    @property
+    def outstanding(self) -> int:
+        """Admitted and not resolved."""
+        return len(self._open) - len(self._resolved)
+
+
+# --- the plan scan's key index ------------------------------------------------------------------------------------
+
+
+def _columns(digests: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    pairs = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+class KeyIndex:
+    """The newest offset of each key of a bounded read: sorted arrays, 24 bytes a key (16 of key digest, 8 of entry).
+
+    An entry is `offset * 2 + tombstone`. A 64-bit digest would one day lose a document, so digests are 128 bits.
+    """
+
+    __slots__ = ("_entry", "_high", "_live_offsets", "_low", "records")
+
+    def __init__(
+        self, high: NDArray[np.uint64], low: NDArray[np.uint64], entry: NDArray[np.int64], records: int
+    ) -> None:
+        self._high, self._low, self._entry = high, low, entry
+        self._live_offsets: NDArray[np.int64] | None = None
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self._entry)
+
+    @property
+    def deletes(self) -> int:
+        """Keys whose newest record is a tombstone."""
+        return int(np.count_nonzero(self._entry & 1))
+
+    @property
+    def documents(self) -> int:
+        """Keys whose newest record is a put: what a replay has to embed at most."""
+        return len(self) - self.deletes
+
+    @property
+    def superseded(self) -> int:
+        """Records that a newer record of their key has replaced."""
+        return self.records - len(self)
+
+    def documents_below(self, offset: int) -> int:
+        """How many of `documents` have their newest record below `offset`: exact progress after a restart."""
+        if self._live_offsets is None:
+            self._live_offsets = np.sort(self._entry[(self._entry & 1) == 0] >> 1)
+        return int(np.searchsorted(self._live_offsets, offset, side="left"))
+
+    def entries(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """int64[n]: the entry of each digest, ABSENT where the key is unknown."""
+        at = self.positions(digests)
+        return np.where(at == ABSENT, ABSENT, self._entry[at]) if len(self) else at
+
+    def positions(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """int64[n]: where each digest stands in the index's own order (see `key_digest`), ABSENT if unknown."""
+        if not digests or not len(self):
+            return np.full(len(digests), ABSENT, dtype=np.int64)
+        high, low = _columns(digests)
+        at = np.searchsorted(self._high, high, side="left")
+        at[at == len(self)] = 0
+        found = (self._high[at] == high) & (self._low[at] == low)
+        result = np.where(found, at, ABSENT)
+        for i in np.flatnonzero((self._high[at] == high) & ~found):  # equal upper halves: walk them
+            j = int(at[i]) + 1
+            while j < len(self) and self._high[j] == high[i]:
+                if self._low[j] == low[i]:
+                    result[i] = j
+                    break
+                j += 1
+        return result
+
+    def entry(self, position: int) -> Expected:
+        """Newest offset of the key at a position, and whether it is a delete."""
+        entry = int(self._entry[position])
+        return Expected(entry >> 1, bool(entry & 1))
+
+    def digest(self, position: int) -> bytes:
+        return int(self._high[position]).to_bytes(8, "big") + int(self._low[position]).to_bytes(8, "big")
+
+    def shares_a_key(self, other: KeyIndex) -> bool:
+        """Whether any key stands in both indexes."""
+        both = np.intersect1d(self._high, other._high)
+        if not len(both):
+            return False
+        mine = {self.digest(int(i)) for i in np.flatnonzero(np.isin(self._high, both))}
+        return any(other.digest(int(i)) in mine for i in np.flatnonzero(np.isin(other._high, both)))
+
+    def unmatched_puts(self, matched: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Positions of documents for which `matched` (bool[len]) is False."""
+        return np.flatnonzero(~matched & ((self._entry & 1) == 0))
+
+    def current_puts(self, digests: Sequence[bytes], offsets: Sequence[int]) -> NDArray[np.bool_]:
+        """bool[n]: the record is the newest of its key, and a put."""
+        return np.asarray(self.entries(digests) == np.asarray(offsets, dtype=np.int64) * 2, dtype=np.bool_)
+
+
+class KeyIndexBuilder:
+    """Collects (digest, offset, tombstone) in log order and keeps the last of each key."""
+
+    _PENDING = 1 << 18
+
+    def __init__(self) -> None:
+        self._high = np.empty(0, np.uint64)
+        self._low = np.empty(0, np.uint64)
+        self._entry = np.empty(0, np.int64)
+        self._digests: list[bytes] = []
+        self._pending: list[int] = []
+        self._records = 0
+
+    def add(self, digests: Sequence[bytes], offsets: Sequence[int], tombstones: Sequence[bool]) -> None:
+        self._digests.extend(digests)
+        self._pending.extend(offset * 2 + tombstone for offset, tombstone in zip(offsets, tombstones, strict=True))
+        self._records += len(digests)
+        if len(self._pending) >= self._PENDING:
+            self._compact()
+
+    def _compact(self) -> None:
+        if not self._pending:
+            return
+        high, low = _columns(self._digests)
+        entry = np.array(self._pending, dtype=np.int64)
+        self._digests, self._pending = [], []
+        high, low = np.concatenate([self._high, high]), np.concatenate([self._low, low])
+        entry = np.concatenate([self._entry, entry])
+        order = np.lexsort((entry, low, high))
+        high, low, entry = high[order], low[order], entry[order]
+        last = np.ones(len(entry), dtype=np.bool_)
+        last[:-1] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        self._high, self._low, self._entry = high[last], low[last], entry[last]
+
+    def build(self) -> KeyIndex:
+        self._compact()
+        return KeyIndex(self._high, self._low, self._entry, self._records)
+
+
+# --- rule 4: newest wins, seen against what the space holds ---------------------------------------------------------
+
+
+class Action(Enum):
+    """What to do about an event, given what the space holds for its document."""
+
+    EMBED = "embed"
+    KEEP_VECTOR = "keep_vector"
+    DELETE = "delete"
+    NOTHING = "nothing"
+
+
+def decide(offset: int, source_hash: str | None, head: Head | None) -> Action:
+    """The guard (rule 4). `head` is chunk 0 as stored, `source_hash` that of a put, None for a delete.
+
+    An equal offset is a redelivery of what is already there; an equal source hash saves the embedding, nothing else.
+    """
+    if head is not None and head.offset >= offset:
+        return Action.NOTHING
+    if source_hash is None:
+        # An absent chunk 0 does not prove that no other chunk is left behind: a delete always runs.
+        return Action.DELETE
+    if head is not None and head.source_hash == source_hash:
+        return Action.KEEP_VECTOR
+    return Action.EMBED
+
+
+# --- rule 11: doubt -------------------------------------------------------------------------------------------------
+
+
+class Expected(NamedTuple):
+    """What the space must hold of a key once nothing is in flight: the offset, or None after a delete."""
+
+    offset: int
+    deleted: bool
+
+
+class Finding(Enum):
+    """What reading a doubtful key back showed."""
+
+    SETTLED = "settled"
+    OVERWRITTEN = "overwritten"  # an older write landed late: mend
+    AHEAD = "ahead"  # a former owner got further than its commits say; the event that decides is still to come
+
+
+@dataclass(slots=True)
+class Doubt:
+    """A key that a write of unknown outcome, or of a former owner, may still change (rule 11)."""
+
+    doc_id: str
+    not_before_s: float
+    expected: Expected | None = None
+
+    def judge(self, head: Head | None) -> Finding:
+        """What was read back (chunk 0) against what was expected."""
+        assert self.expected is not None
+        if head is not None and head.offset > self.expected.offset:
+            return Finding.AHEAD
+        if self.expected.deleted:
+            return Finding.SETTLED if head is None else Finding.OVERWRITTEN
+        return Finding.SETTLED if head is not None and head.offset == self.expected.offset else Finding.OVERWRITTEN
+
+
+# --- one partition of one build -------------------------------------------------------------------------------------
+
+
+class Admitted(NamedTuple):
+    """What came of a batch: events that may go now, and events already resolved as stale."""
+
+    ready: list[Event]
+    stale: list[Event]
+
+
+@dataclass(slots=True)
+class Seen:
+    """Rule 5: every key live has seen at or after the start, with its newest offset and whether it was a delete."""
+
+    offsets: dict[bytes, int] = field(default_factory=dict)
+
+    def note(self, digest: bytes, offset: int, deleted: bool) -> None:
+        entry = offset * 2 + deleted
+        if self.offsets.get(digest, ABSENT) < entry:
+            self.offsets[digest] = entry
+
+    def get(self, digest: bytes) -> Expected | None:
+        entry = self.offsets.get(digest)
+        return None if entry is None else Expected(entry >> 1, bool(entry & 1))
+
+
+class PartitionLedger:
+    """All that the owner of one partition of one build believes about it (rules 3 to 7 and 11).
+
+    `live` and `replay` are the lanes' watermarks; `seen` is rule 5's memory, None once the replay is complete.
+    `busy` holds each key with a request in flight, and the one event that waits behind it. `recheck_replay`: how many
+    replayed events a former owner may have written already. `touched`: keys live has seen while a sweep runs.
+    """
+
+    def __init__(self, partition: int, *, live_position: int, replaying: bool) -> None:
+        self.partition = partition
+        self.live = Watermark(live_position)
+        self.replay: Watermark | None = None
+        self.seen: Seen | None = Seen() if replaying else None
+        self.busy: dict[bytes, Event | None] = {}
+        self.doubts: dict[bytes, Doubt] = {}
+        self.takeover: Takeover | None = None
+        self.recheck_replay = 0
+        self.touched: set[bytes] | None = None
+        self.bytes_in_flight = dict.fromkeys(Lane, 0)
+        self.active = True
+
+    # live
+
+    def admit_live(self, record: Record) -> bool:
+        """Register a delivered record. False for a redelivery, which must not be processed again."""
+        return self.live.admit(record.offset)
+
+    def in_flight(self, lane: Lane) -> int:
+        """Events admitted and not resolved; a lane stays within its window of them."""
+        if lane is Lane.LIVE:
+            return self.live.outstanding
+        return self.replay.outstanding if lane is Lane.REPLAY and self.replay is not None else 0
+
+    def note_live(self, record: Record, digest: bytes, doc_id: str | None, *, deleted: bool) -> None:
+        """Remember that live has seen the key, whatever becomes of the event (rule 5)."""
+        if self.seen is not None:
+            self.seen.note(digest, record.offset, deleted)
+        if self.touched is not None:
+            self.touched.add(digest)
+        if self.takeover is not None and doc_id is not None and self.takeover.covers_live(record.offset):
+            self._doubt(digest, doc_id, self.takeover.not_before_s)
+
+    # replay
+
+    def begin_replay(self, position: int) -> None:
+        self.replay = Watermark(position)
+
+    def admit_replay(self, record: Record, digest: bytes, doc_id: str | None) -> bool:
+        """Register a record that the key index calls current. False when live has seen its key (rule 5).
+
+        A suppressed record is resolved at once: it is proven stale.
+        """
+        assert self.replay is not None
+        assert self.seen is not None
+        if not self.replay.admit(record.offset):
+            return False
+        newer = self.seen.get(digest)
+        if self.takeover is not None and doc_id is not None and self.takeover.covers_replay():
+            self._doubt(digest, doc_id, self.takeover.not_before_s)
+            if newer is not None and digest not in self.busy:
+                self.doubts[digest].expected = newer
+        if newer is not None:
+            self.replay.resolve(record.offset)
+            return False
+        return True
+
+    def end_replay(self) -> None:
+        """The replay is complete and nothing of it is in flight: the memory of rule 5 may go."""
+        self.replay = None
+        self.seen = None
+
+    # both
+
+    def claim(self, events: Iterable[Event]) -> Admitted:
+        """At most one request in flight for any key (rule 3); of those that wait, the newest alone."""
+        ready: list[Event] = []
+        stale: list[Event] = []
+        latest: dict[bytes, Event] = {}
+        for event in events:
+            self.bytes_in_flight[event.lane] += len(event.record.value or b"")
+            older = latest.get(event.digest)
+            latest[event.digest] = _newer(older, event, stale) if older else event
+        for digest, event in latest.items():
+            if digest in self.busy:
+                waiting = self.busy[digest]
+                self.busy[digest] = _newer(waiting, event, stale) if waiting else event
+            else:
+                self.busy[digest] = None
+                ready.append(event)
+        for event in stale:
+            self.resolve(event)
+        return Admitted(ready, stale)
+
+    def resolve(self, event: Event) -> None:
+        """Mark the event's offset in its lane's watermark; a mend has none."""
+        self.bytes_in_flight[event.lane] -= len(event.record.value or b"")
+        if event.lane is Lane.LIVE:
+            self.live.resolve(event.record.offset)
+        elif event.lane is Lane.REPLAY and self.replay is not None:
+            self.replay.resolve(event.record.offset)
+
+    def resolve_rejected(self, lane: Lane, offset: int, digest: bytes) -> None:
+        """The dead-letter topic acknowledged a record that never became an event."""
+        if lane is Lane.LIVE:
+            self.live.resolve(offset)
+        elif lane is Lane.REPLAY and self.replay is not None:
+            self.replay.resolve(offset)
+        self.forget_held(digest)
+
+    def finish(self, event: Event, outcome: Outcome) -> Event | None:
+        """The event is resolved; returns the one that waited for its key, now free to go."""
+        self.resolve(event)
+        doubt = self.doubts.get(event.digest)
+        if doubt is not None and outcome is not Outcome.DEAD_LETTER:
+            expected = Expected(event.record.offset, isinstance(event.change, Delete))
+            if doubt.expected is None or doubt.expected.offset <= expected.offset:
+                doubt.expected = expected
+        waiting = self.busy.pop(event.digest)
+        if waiting is not None:
+            self.busy[event.digest] = None
+        elif outcome is Outcome.DEAD_LETTER:
+            self.forget_held(event.digest)
+        return waiting
+
+    def forget_held(self, digest: bytes) -> None:
+        """The key's newest record went to the dead letters: no form of it is the one to wait for."""
+        doubt = self.doubts.get(digest)
+        if doubt is not None and doubt.expected is None and digest not in self.busy:
+            del self.doubts[digest]
+
+    # rule 11
+
+    def _doubt(self, digest: bytes, doc_id: str, not_before_s: float) -> None:
+        doubt = self.doubts.get(digest)
+        if doubt is None:
+            self.doubts[digest] = Doubt(doc_id, not_before_s)
+        else:
+            doubt.not_before_s = max(doubt.not_before_s, not_before_s)
+
+    def doubt(self, event: Event, not_before_s: float) -> None:
+        """A write of this event has an unknown outcome: read the key back when the settle time has passed."""
+        self._doubt(event.digest, event.change.doc_id, not_before_s)
+
+    def suspect(self, digest: bytes, doc_id: str, expected: Expected, now_s: float) -> None:
+        """A sweep found the space to differ from the log for this key: read it back, and mend it if that is so.
+
+        Nothing for a key that live has seen since the sweep began: its own event decides.
+        """
+        if digest in self.busy or (self.touched is not None and digest in self.touched):
+            return
+        self._doubt(digest, doc_id, now_s)
+        self.doubts[digest].expected = expected
+
+    def due(self, now_s: float, limit: int) -> list[tuple[bytes, Doubt]]:
+        """Doubts whose settle time has passed and whose key has nothing in flight."""
+        due: list[tuple[bytes, Doubt]] = []
+        for digest, doubt in self.doubts.items():
+            if len(due) >= limit:
+                break
+            if doubt.not_before_s <= now_s and doubt.expected is not None and digest not in self.busy:
+                due.append((digest, doubt))
+        return due
+
+    @property
+    def unsettled(self) -> bool:
+        """Something may still land that is not current: the space cannot cut over."""
+        if self.doubts:
+            return True
+        if self.takeover is None:
+            return False
+        return self.takeover.pending(self.live.position, replaying=self.seen is not None)
+
+
+@dataclass(slots=True)
+class Takeover:
+    """What a former owner that did not leave cleanly may have had in flight (rule 11).
+
+    Its writes were of unresolved events: within `window` events of what it had committed in each lane, and, since its
+    lease ended before this assignment, of records that the log held by then (`live_end`).
+    """
+
+    not_before_s: float
+    live_end: int
+    live_left: int
+    replay_left: int
+
+    def covers_live(self, offset: int) -> bool:
+        if self.live_left <= 0 or offset >= self.live_end:
+            return False
+        self.live_left -= 1
+        return True
+
+    def covers_replay(self) -> bool:
+        if self.replay_left <= 0:
+            return False
+        self.replay_left -= 1
+        return True
+
+    def pending(self, live_position: int, *, replaying: bool) -> bool:
+        """Events that the former owner may have written have not been seen by this one yet."""
+        return (self.live_left > 0 and live_position < self.live_end) or (replaying and self.replay_left > 0)
+
+
+def _newer(waiting: Event, event: Event, stale: list[Event]) -> Event:
+    """The newer of two events of a key by offset; the other is proven stale. At the same offset a mend wins."""
+    keep_first = (waiting.record.offset, waiting.lane is Lane.MEND) > (event.record.offset, event.lane is Lane.MEND)
+    keep, drop = (waiting, event) if keep_first else (event, waiting)
+    stale.append(drop)
+    return keep
+
+
+@dataclass(slots=True)
+class Lease:
+    """Rule 11: writes are sent only within `duration_s` of the last acknowledged group commit, monotonic clock.
+
+    `duration_s` is session time-out - write deadline - margin, so that every write this member sends has ended before
+    the group can have given its partitions to somebody else.
+    """
+
+    duration_s: float
+    renewed_at_s: float = float("-inf")
+
+    def renew(self, sent_at_s: float) -> None:
+        """`sent_at_s`: when the acknowledged commit was sent, not when its answer came."""
+        self.renewed_at_s = max(self.renewed_at_s, sent_at_s)
+
+    def left_s(self, now_s: float) -> float:
+        return self.renewed_at_s + self.duration_s - now_s

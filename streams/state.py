@@ -1,0 +1,172 @@
+"""The records of the state, commands and journal topics, and the names of Crossfade's own topics and groups.
+
+Values only: the controller alone writes the state topic, and nothing in this file reads or writes anything.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from connectors.errors import NotFound
+from streams.versions import ACTIVE, Envelope, Stage
+
+Verb = Literal[
+    "start", "pause", "resume", "set", "abort", "cutover", "rollback", "retire", "repair", "replayed", "failed"
+]
+APPLIED_KEPT = 500
+
+
+class TopicNames:
+    """Names of Crossfade's own topics under one prefix, and of the consumer groups of a build."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.commands = f"{prefix}.commands"
+        self.state = f"{prefix}.state"
+        self.progress = f"{prefix}.progress"
+        self.dead_letters = f"{prefix}.dead-letters"
+        self.journal = f"{prefix}.journal"
+
+    def group(self, collection: str, version: str, epoch: int, lane: Literal["live", "replay"]) -> str:
+        return f"{self.prefix}.{collection}.{version}.{epoch}.{lane}"
+
+
+class _Record(BaseModel):
+    """Unknown fields are ignored, so that an older reader survives a newer writer."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format: Annotated[int, Field(alias="schema")] = 1
+
+    def to_bytes(self) -> bytes:
+        return orjson.dumps(self.model_dump(mode="json", by_alias=True), option=orjson.OPT_NON_STR_KEYS)
+
+
+class Command(_Record):
+    """One operator verb. The sender makes the id and sends the same one again until it sees the outcome."""
+
+    id: str = Field(default_factory=lambda: str(uuid.uuid4()))
+    verb: Verb
+    collection: str
+    version: str | None = None
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    who: str = ""
+    why: str = ""
+
+
+class CommandOutcome(_Record):
+    """What became of a command: the sender waits for it under its id."""
+
+    id: str
+    ok: bool
+    message: str
+    next_step: str = ""
+    data: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Intent(_Record):
+    """A step of several writes that has begun; after a crash the next controller completes it."""
+
+    command: Command
+    data: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class CollectionState(_Record):
+    """One collection. `serving` and `previous` are version names; `epochs` is the last epoch given out."""
+
+    collection: str
+    alias: str
+    topic: str
+    serving: str | None = None
+    previous: str | None = None
+    epochs: int = 0
+    intent: Intent | None = None
+    applied: list[CommandOutcome] = Field(default_factory=list)
+    updated_ms: int = 0
+
+    def outcome(self, command_id: str) -> CommandOutcome | None:
+        return next((o for o in reversed(self.applied) if o.id == command_id), None)
+
+    def with_outcome(self, outcome: CommandOutcome, now_ms: int, **changes: object) -> CollectionState:
+        applied = [*self.applied, outcome][-APPLIED_KEPT:]
+        return self.model_copy(update={"applied": applied, "updated_ms": now_ms, "intent": None, **changes})
+
+
+class Failure(_Record):
+    """Why a build stopped, with the command that helps. Cleared by `resume`."""
+
+    cause: str
+    next_step: str = ""
+    at_ms: int = 0
+
+
+class Controls(_Record):
+    """What may be changed while a build runs."""
+
+    replay_rate: float | None = None
+
+
+class BuildState(_Record):
+    """One build of one version. `start` and `barrier`: offset by partition, stored before the first write (rule 2)."""
+
+    collection: str
+    version: str
+    epoch: int
+    stage: Stage
+    envelope: dict[str, JsonValue]
+    fingerprint: str
+    space: str
+    topic: str
+    topic_id: str = ""
+    partitions: int = 0
+    start: dict[int, int] = Field(default_factory=dict)
+    barrier: dict[int, int] = Field(default_factory=dict)
+    replayed: list[int] = Field(default_factory=list)
+    paused: Literal["replay", "all"] | None = None
+    failure: Failure | None = None
+    controls: Controls = Field(default_factory=Controls)
+    provenance: dict[str, str] = Field(default_factory=dict)
+    started_ms: int = 0
+    ready_ms: int = 0
+    updated_ms: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.collection}/{self.version}"
+
+    @property
+    def active(self) -> bool:
+        """Written to by workers."""
+        return self.stage in ACTIVE
+
+    @property
+    def model(self) -> Envelope:
+        """The envelope the space was created with. Raises ConfigurationError when it is not one we can read."""
+        return Envelope.from_json(orjson.dumps(self.envelope).decode())
+
+
+class JournalEntry(_Record):
+    """Who did what, when and why. Kept for ever."""
+
+    at_ms: int
+    collection: str
+    version: str | None = None
+    epoch: int | None = None
+    event: str
+    who: str = ""
+    why: str = ""
+    command_id: str = ""
+    data: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+def unknown(what: str, name: str, known: Iterable[str], next_step: str = "") -> NotFound:
+    """The one wording for a name that nobody knows."""
+    names = ", ".join(sorted(known)) or "none yet"
+    return NotFound(
+        f"no {what} named {name!r}; known: {names}", next_step=next_step or "crossfade status lists everything"
+    )

@@ -38,7 +38,7 @@ from streams.wiring import Outside, wall_ms
 
 log = logging.getLogger(__name__)
 
-CONFIG_LOOK_EVERY_S = 1.0
+CONFIG_LOOK_EVERY_S = 2.0
 LEASE_MARGIN_S = 3.0
 CONTROLLER_SESSION_S = 10.0
 CHANNEL_DELIVERIES = 2
@@ -184,14 +184,14 @@ class Worker:
                 handling.add(task)
                 task.add_done_callback(handling.discard)
 
-        @app.on_partitions_assigned.connect
+        @app.on_partitions_assigned.connect  # type: ignore[arg-type]  # mode types the signal argument as required
         async def assigned(_: object, *gained: set[TP], **__: object) -> None:
             if any(tp.topic == names.commands for tps in gained for tp in tps) and not self._controller.active:
                 task = asyncio.create_task(self._take_over())
                 handling.add(task)
                 task.add_done_callback(handling.discard)
 
-        @app.on_partitions_revoked.connect
+        @app.on_partitions_revoked.connect  # type: ignore[arg-type]
         async def revoked(_: object, *taken: set[TP], **__: object) -> None:
             if any(tp.topic == names.commands for tps in taken for tp in tps):
                 self._controller.stand_down()
@@ -314,10 +314,8 @@ class Worker:
                     self._settings = config.load(self._path)
                 except ConfigurationError as error:
                     log.error("the changed configuration is not taken: %s", error)
-                else:
-                    seen = modified
-                    await self._start_new_versions()
                 seen = modified
+            await self._start_new_versions()
             self._look_now.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONFIG_LOOK_EVERY_S):
@@ -330,8 +328,16 @@ class Worker:
                 if f"{name}/{version_name}" in self._view.builds:
                     continue
                 fingerprint = envelope_of(collection, version).fingerprint
+                command_id = f"{name}/{version_name}/{fingerprint}"
+                known = self._view.collections.get(name)
+                if known is not None and (outcome := known.outcome(command_id)) is not None:
+                    self._tell(
+                        f"{name}/{version_name} was not started: {outcome.message}; {outcome.next_step}; "
+                        f"then: crossfade start {name} {version_name}"
+                    )
+                    continue
                 command = Command(
-                    id=f"{name}/{version_name}/{fingerprint}",
+                    id=command_id,
                     verb="start",
                     collection=name,
                     version=version_name,

@@ -78,14 +78,18 @@ class Controller:
         self._collections: dict[str, CollectionState] = {}
         self._builds: dict[str, BuildState] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self.active = False
+        self._in_office = asyncio.Event()
+
+    @property
+    def active(self) -> bool:
+        return self._in_office.is_set()
 
     async def take_over(self, load_state: Callable[[], Awaitable[StateView]]) -> None:
         """Fence the controller before this one, read what stands, and complete what it had begun."""
         await self._writer.fence()
         view = await load_state()
         self._collections, self._builds = dict(view.collections), dict(view.builds)
-        self.active = True
+        self._in_office.set()
         log.info("this worker is the controller")
         for name, collection in list(self._collections.items()):
             if collection.intent is not None:
@@ -96,10 +100,14 @@ class Controller:
 
     def stand_down(self) -> None:
         """Another worker is the controller now."""
-        self.active = False
+        self._in_office.clear()
 
     async def handle(self, command: Command) -> None:
-        """Apply one command, once. Refusals become outcomes; the sender reads them in the state topic."""
+        """Apply one command, once. Refusals become outcomes; the sender reads them in the state topic.
+
+        A command that comes before `take_over` is complete waits for it.
+        """
+        await self._in_office.wait()
         async with self._locks.setdefault(command.collection, asyncio.Lock()):
             if not self.active:
                 return
@@ -110,7 +118,7 @@ class Controller:
                 await self._apply(command)
             except Fenced:
                 log.warning("another controller has taken over")
-                self.active = False
+                self.stand_down()
             except CrossfadeError as error:
                 await self._refuse(command, error)
 
@@ -142,7 +150,7 @@ class Controller:
                 collection.with_outcome(outcome, self._out.wall_ms()), [], command, "refused", error.message
             )
         except Fenced:
-            self.active = False
+            self.stand_down()
 
     # --- verbs of one write ----------------------------------------------------------------------------------------
 

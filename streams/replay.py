@@ -55,6 +55,11 @@ class Throttle:
         self._rate_per_s = rate_per_s
         self._next_s = 0.0
 
+    def portion(self, most: int) -> int:
+        """How many documents to hand out at once: at a low rate not a whole batch, or the rate would come in jerks."""
+        rate = self._rate_per_s()
+        return max(1, min(most, int(rate / 2))) if rate else most
+
     async def take(self, documents: int) -> None:
         """Wait until `documents` more may go."""
         loop = asyncio.get_running_loop()
@@ -190,7 +195,7 @@ class ReplayLane:
         digests = [key_digest(record.key or b"") for record in batch.records]
         current = index.current_puts(digests, [record.offset for record in batch.records])
         chosen = [i for i, keep in enumerate(current.tolist()) if keep]
-        size = self._build.limits.batch
+        size = self._throttle.portion(self._build.limits.batch)
         slices = [chosen[at : at + size] for at in range(0, len(chosen), size)] or [[]]
         end = max(batch.position, barrier) if batch.done else batch.position
         for n, part in enumerate(slices):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from connectors.errors import CrossfadeError, Fenced, Terminal, UnknownOutcome
+from connectors.errors import CrossfadeError, Fenced, Terminal, Transient, UnknownOutcome
 from connectors.kafka.failures import foreign, kind_of, mapped
 from connectors.kafka.settings import KafkaSettings, client_logger
 from connectors.kafka.thread import ClientThread
@@ -166,10 +166,20 @@ class TransactionalProducer:
         producer = self._producer
         if producer is None:
             raise Terminal(f"{self._doing}: not fenced", next_step="call fence() first")
+        for attempt in (1, 2, 3):
+            failure = self._try(producer, records)
+            if failure is None:
+                return
+            # It was aborted as a whole, so it may be repeated; the first write after an abort can fail for that alone.
+            if attempt == 3 or not isinstance(failure, Transient) or self._producer is None:
+                raise failure
+
+    def _try(self, producer: Producer, records: Sequence[Write]) -> CrossfadeError | None:
+        """One transaction. Returns why it was aborted; raises Fenced, UnknownOutcome, and what never began."""
         failures: list[KafkaError] = []
 
         def landed(error: KafkaError | None, _: Message) -> None:
-            if error is not None:
+            if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
                 failures.append(error)
 
         try:
@@ -180,13 +190,10 @@ class TransactionalProducer:
         except CrossfadeError:
             self._abort(producer)
             raise
-        self._commit(producer, failures)
-
-    def _commit(self, producer: Producer, failures: list[KafkaError]) -> None:
         for attempt in (1, 2, 3):
             try:
                 producer.commit_transaction(self._settings.request_timeout_s)
-                return
+                return None
             except KafkaException as raised:
                 error: KafkaError = raised.args[0]
                 if error.retriable() and not error.fatal() and attempt < 3:
@@ -194,8 +201,9 @@ class TransactionalProducer:
                 fenced = issubclass(kind_of(error), Fenced)
                 if error.txn_requires_abort() and not fenced:
                     self._abort(producer)
-                    # The record's own error says more than "the transaction has to be aborted".
-                    raise mapped(failures[0] if failures else error, self._doing, reading=True) from raised
+                    if failures:  # a record's own error says more than "the transaction has to be aborted"
+                        return mapped(failures[0], self._doing, reading=True)
+                    return Transient(f"{self._doing}: aborted ({error.name()})", next_step="the same call is repeated")
                 self._producer = None  # whatever comes next has to fence first
                 if fenced:
                     raise mapped(error, self._doing) from raised
@@ -203,6 +211,7 @@ class TransactionalProducer:
                     f"{self._doing}: no answer whether the write was made ({error.name()})",
                     next_step="fence again and read back",
                 ) from raised
+        return None
 
     def _abort(self, producer: Producer) -> None:
         try:

@@ -19,6 +19,7 @@ from connectors.kafka.settings import KafkaSettings
 from connectors.protocols import Commit, Record
 from connectors.services import Addresses
 from tests.conftest import MakeTopic, Unique
+from tests.contract.log_world import until
 
 TOO_LARGE = Random(1).randbytes(3_000_000)  # compression cannot save it
 
@@ -49,8 +50,10 @@ async def records(log: KafkaLog, topic: str) -> list[Record]:
 
 
 async def until_stable(log: KafkaLog, topic: str, offset: int) -> None:
-    while (await log.bounds(topic))[0].stable < offset:
-        await asyncio.sleep(0.01)
+    async def stable() -> bool:
+        return (await log.bounds(topic))[0].stable >= offset
+
+    await until(stable)
 
 
 class TestTransactionalProducer:

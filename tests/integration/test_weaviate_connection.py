@@ -166,7 +166,7 @@ async def test_a_write_without_an_answer_is_in_doubt_and_may_have_landed(
 
 
 async def test_a_connection_cut_after_sending_leaves_doubt_and_heals(
-    store: WeaviateStore, through: WeaviateStore, space_name: str, proxy: Proxy
+    through: WeaviateStore, space_name: str, proxy: Proxy
 ) -> None:
     space, obj = through.space(space_name), stored("a")
     assert await space.count() == 0
@@ -174,8 +174,7 @@ async def test_a_connection_cut_after_sending_leaves_doubt_and_heals(
     proxy.cut_after_request = True
     with pytest.raises(UnknownOutcome):
         await space.upsert([obj])
-    assert set(await store.space(space_name).heads([obj.uuid])) == {obj.uuid}
-    proxy.cut_after_request = False
+    proxy.cut_after_request = False  # whether it landed is open: the first bytes back may come before the write is done
     async with asyncio.timeout(20):
         while True:
             try:

@@ -296,7 +296,7 @@ class _Run:
             total=counters.total,
             completed=counters.completed,
             rate_per_s=0.0 if done else rate.per_s,
-            eta_s=0.0 if done else eta_s(counters.total, counters.completed, rate.per_s, state.controls.replay_rate),
+            eta_s=0.0 if done else eta_s(counters.total, counters.completed, rate.per_s, state.replay_rate_of_a_partition),
             changed_mid_migration=counters.changed_mid_migration,
             unchanged_skipped=counters.unchanged_skipped,
             dead_letters=counters.dead_letters,

@@ -23,7 +23,7 @@ class Counters:
     """What one partition's owner has counted since the build began. Added up over partitions for the whole build.
 
     `total` and `completed` are documents of the replay: live at the barrier, and accounted for (written, suppressed,
-    or in the dead letters). The others count events.
+    in the dead letters, or compacted away behind a newer record). The others count events.
     """
 
     total: int = 0
@@ -35,6 +35,7 @@ class Counters:
     replayed: int = 0
     suppressed_by_live: int = 0
     suppressed_by_live_delete: int = 0
+    compacted_away: int = 0
     embedded_live: int = 0
     embedded_replay: int = 0
     embedded_mend: int = 0

@@ -116,7 +116,7 @@ class ReplayLane:
         self._deliver = deliver
         self._ledger = ledger
         self._completed = completed
-        self._throttle = Throttle(lambda: self._state().controls.replay_rate)
+        self._throttle = Throttle(lambda: self._state().replay_rate_of_a_partition)
         self.status: Literal["planning", "replaying", "waiting", "paused", "done"] = "planning"
         self.planned = False
 
@@ -144,6 +144,8 @@ class ReplayLane:
         if not ledger.active:
             return
         await self._patiently(self._checkpoint)
+        counters.compacted_away += counters.total - counters.completed  # newer records replaced them while we read
+        counters.completed = counters.total
         ledger.end_replay()
         self.status = "done"
         await self._completed(partition)

@@ -145,6 +145,12 @@ class BuildState(_Record):
         return self.stage in ACTIVE
 
     @property
+    def replay_rate_of_a_partition(self) -> float | None:
+        """The build's documents a second, shared by the partitions that are still replaying; None without a limit."""
+        rate = self.controls.replay_rate
+        return rate / max(1, self.partitions - len(self.replayed)) if rate else None
+
+    @property
     def model(self) -> Envelope:
         """The envelope the space was created with. Raises ConfigurationError when it is not one we can read."""
         return Envelope.from_json(orjson.dumps(self.envelope).decode())

@@ -87,4 +87,6 @@ def _read(consumer: Consumer, ends: dict[int, int], doing: str) -> list[Headed]:
 def _headers(message: Message) -> dict[str, str]:
     headers = message.headers() or []
     pairs = headers.items() if isinstance(headers, dict) else headers
-    return {str(name): value if isinstance(value, str) else (value or b"").decode(errors="replace") for name, value in pairs}
+    return {
+        str(name): value if isinstance(value, str) else (value or b"").decode(errors="replace") for name, value in pairs
+    }

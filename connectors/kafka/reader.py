@@ -54,7 +54,6 @@ class KafkaGroupReader:
         self._offered: set[int] = set()  # ours by assignment, but the owner has not said where to begin
         self._taken: set[int] = set()  # taken away during the current call
         self._applied: set[int] = set()  # paused in the consumer
-        self._member = ""
         self._suspect = False  # librdkafka said all brokers are down
         self._failures: list[BaseException] = []
         self._fatal: CrossfadeError | None = None
@@ -89,6 +88,10 @@ class KafkaGroupReader:
     async def commit(self, commits: Mapping[int, Commit]) -> None:
         if commits:
             await self._thread.run(lambda: self._commit(commits), urgent=True)
+
+    def member_id(self) -> str:
+        """The name the coordinator gave this member; "" while it is none. May be called from anywhere."""
+        return (self._consumer.memberid() or "") if self._consumer is not None else ""
 
     async def close(self) -> None:
         """Revoke what is held, leave the group. Raises what an owner's callback raised."""
@@ -219,7 +222,6 @@ class KafkaGroupReader:
     # ------------------------------------------------------------------ rebalances, inside poll, consume and close
 
     def _on_assign(self, consumer: Consumer, gained: list[TopicPartition]) -> None:
-        self._member = consumer.memberid()
         self._offered |= {partition.partition for partition in gained}
         if not self._adopt(consumer):
             # librdkafka wants an answer, and would otherwise begin where auto.offset.reset says (rule 2).
@@ -300,10 +302,6 @@ class KafkaGroupReader:
             raise Fenced(f"committing for group {self._group}: partitions {strangers} are not ours")
         deadline = time.monotonic() + _COMMIT_RETRY_S
         while True:
-            # Without a member id librdkafka would commit as a lone consumer, and an empty group accepts that:
-            # such an acknowledgement would prove nothing (rule 11).
-            if consumer.memberid() != self._member:
-                raise Fenced(f"committing for group {self._group}: this member is no longer in the group")
             error = self._try_commit(consumer, commits)
             if error is None:
                 self._suspect = False

@@ -1,0 +1,153 @@
+"""What most verbs need: the configuration, a broker that answers, the views, and a way to ask the controller.
+
+It never waits without a word, and opens Weaviate only for verbs that use it, so that `status` works while it is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from connectors.errors import NotFound, Transient
+from connectors.kafka.log import KafkaLog
+from connectors.kafka.producer import KafkaSink
+from connectors.kafka.ranges import TopicTail
+from connectors.kafka.settings import KafkaSettings
+from connectors.kafka.topics import Topics
+from streams import config, control
+from streams.cli import Options
+from streams.cli.output import say
+from streams.config import Settings
+from streams.progress import ProgressRecord
+from streams.state import BuildState, Command, CommandOutcome, TopicNames
+from streams.views import ProgressView, StateView
+from streams.wiring import Outside, kafka_settings, wall_ms
+
+T = TypeVar("T")
+
+BROKER_PATIENCE_S = 5.0
+FRESH_MS = 10_000
+ASK_S = 20.0
+SWEEP_S = 600.0
+HINT_AFTER_S = 5.0
+
+
+def read_settings(options: Options) -> tuple[Path, Settings]:
+    """Raises ConfigurationError that says where it looked, or every line that is wrong."""
+    path = config.find_config(options.config)
+    return path, config.load(path)
+
+
+def run(work: Coroutine[None, None, T]) -> T:
+    """The verb's one event loop."""
+    return asyncio.run(work)
+
+
+@dataclass(slots=True)
+class Session:
+    """One verb's connection to Kafka."""
+
+    settings: Settings
+    names: TopicNames
+    kafka_settings: KafkaSettings
+    topics: Topics
+    kafka: KafkaLog
+
+    def state(self) -> AbstractAsyncContextManager[StateView]:
+        """The state view, loaded and following. Raises NotFound when no worker ever ran with this topic prefix."""
+        return self._following(StateView(TopicTail(self.kafka_settings, self.names.state)))
+
+    def progress(self) -> AbstractAsyncContextManager[ProgressView]:
+        """The progress view; otherwise as `state`."""
+        return self._following(ProgressView(TopicTail(self.kafka_settings, self.names.progress)))
+
+    @asynccontextmanager
+    async def _following(self, view: View) -> AsyncIterator[View]:
+        try:
+            try:
+                await view.load()
+            except NotFound as error:
+                raise self.no_worker_yet() from error
+            following = asyncio.create_task(view.run())
+            try:
+                yield view
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+        finally:
+            await view.close()
+
+    def no_worker_yet(self) -> NotFound:
+        return NotFound(
+            f"no worker has ever run here: there is no topic {self.names.state}",
+            next_step="start one: crossfade worker (or correct kafka.bootstrap_servers and kafka.topic_prefix)",
+        )
+
+
+View = TypeVar("View", StateView, ProgressView)
+
+
+@asynccontextmanager
+async def session(options: Options) -> AsyncIterator[Session]:
+    """Kafka alone. Raises ConfigurationError; Unreachable within seconds when no broker answers."""
+    _, settings = read_settings(options)
+    kafka = replace(kafka_settings(settings), request_timeout_s=2 * BROKER_PATIENCE_S)
+    topics = Topics(kafka)
+    await topics.wait_for_broker(BROKER_PATIENCE_S, say)
+    yield Session(settings, TopicNames(settings.kafka.topic_prefix), kafka, topics, KafkaLog(kafka))
+
+
+@asynccontextmanager
+async def with_weaviate(opened: Session) -> AsyncIterator[Outside]:
+    """Weaviate beside it. Raises Unreachable within seconds when it does not answer."""
+    outside = await Outside.open(opened.settings)
+    try:
+        yield outside
+    finally:
+        await outside.close()
+
+
+def reporting(progress: ProgressView, build: BuildState) -> list[ProgressRecord]:
+    """The partitions of a build whose owner has just reported."""
+    now_ms = wall_ms()
+    return [r for r in progress.partitions(build) if now_ms - r.updated_at < FRESH_MS]
+
+
+async def ask(
+    opened: Session, view: StateView, command: Command, *, timeout_s: float, waits_for: str = "the controller"
+) -> CommandOutcome:
+    """Send a command and wait for its outcome; says on stderr what it waits for when that takes a while.
+
+    Raises Transient when none came. A wait longer than `ASK_S` goes on only while a worker reports: without one,
+    nobody will answer.
+    """
+    sink = KafkaSink(opened.kafka_settings)
+    await sink.start()
+    hint = asyncio.create_task(_hint(waits_for, timeout_s))
+    try:
+        try:
+            return await control.ask(sink, opened.names, view, command, timeout_s=min(timeout_s, ASK_S))
+        except Transient:
+            if timeout_s <= ASK_S or not await _somebody_reports(opened, view, command.collection):
+                raise
+        return await control.ask(sink, opened.names, view, command, timeout_s=timeout_s - ASK_S)
+    finally:
+        hint.cancel()
+        await asyncio.gather(hint, return_exceptions=True)
+        await sink.close()
+
+
+async def _somebody_reports(opened: Session, view: StateView, collection: str) -> bool:
+    async with opened.progress() as progress:
+        return any(reporting(progress, build) for build in view.builds_of(collection))
+
+
+async def _hint(waits_for: str, timeout_s: float) -> None:
+    await asyncio.sleep(HINT_AFTER_S)
+    say(
+        f"waiting for {waits_for} (up to {timeout_s:g} s; a worker must be running; Ctrl-C stops the wait, not the command)"
+    )

@@ -1,0 +1,250 @@
+"""One Crossfade deployment for a test: its own prefix, topic and configuration file, worker processes, and the oracle.
+
+Workers are real processes running the real command; they are ended by the id they were started with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from pydantic import JsonValue
+
+from connectors import reserved
+from connectors.kafka.producer import Produced, produce_many
+from connectors.protocols import JSON
+from connectors.services import Addresses
+from streams import config, documents
+from streams.config import schema_of
+from streams.control import ask
+from streams.migration.sweep import Sweep
+from streams.migration.verify import verify
+from streams.progress import Counters, combine
+from streams.state import BuildState, Command, CommandOutcome, Verb
+from streams.views import ProgressView, StateView
+from streams.wiring import Outside
+
+COLLECTION = "docs"
+RUN_CROSSFADE = """
+import asyncio, logging, sys
+from pathlib import Path
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+for n in ("faust","aiokafka","mode","httpx"): logging.getLogger(n).setLevel(logging.CRITICAL)
+from streams.app import Worker
+from streams import config
+path = Path(sys.argv[2])
+async def main(): await Worker(path, config.load(path)).run()
+asyncio.run(main())
+"""
+
+Event = tuple[str, dict[str, JSON] | None, int | None]
+
+
+@dataclass(slots=True)
+class Deployment:
+    """`versions` is what the configuration file holds now; change it with `add_version`."""
+
+    folder: Path
+    raw: dict[str, JsonValue]
+    topic: str
+    out: Outside
+    state: StateView
+    progress: ProgressView
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "crossfade.yaml"
+
+    # what an operator does
+
+    def add_version(self, name: str, version: Mapping[str, JsonValue]) -> None:
+        """Into the configuration file that the workers watch."""
+        self.raw["collections"][COLLECTION]["versions"][name] = dict(version)  # type: ignore[index,call-overload]
+        self._write()
+
+    def _write(self) -> None:
+        fresh = self.config_path.with_suffix(".new")
+        fresh.write_text(yaml.safe_dump(self.raw))
+        fresh.replace(self.config_path)
+        self.out.settings = config.load(self.config_path)
+
+    async def produce(self, events: Iterable[Event]) -> Produced:
+        records = ((k.encode(), None if v is None else json.dumps(v).encode(), at) for k, v, at in events)
+        return await asyncio.to_thread(produce_many, self.out.kafka_settings, self.topic, records)
+
+    async def ask(self, verb: Verb, version: str | None = None, **args: JsonValue) -> CommandOutcome:
+        command = Command(verb=verb, collection=COLLECTION, version=version, args=args, who="test")
+        return await ask(self.out.sink, self.out.names, self.state, command, timeout_s=120)
+
+    async def verify(self, version: str) -> Sweep:
+        return await verify(self.out, self.build(version))
+
+    # workers
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        number = len(self.workers)
+        log = (self.folder / f"worker-{number}.log").open("wb")
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN_CROSSFADE, "--config", str(self.config_path), "worker"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONFAULTHANDLER": "1"},
+        )
+        log.close()
+        self.workers.append(process)
+        return process
+
+    async def end_worker(self, process: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM) -> int:
+        process.send_signal(how)
+        return await asyncio.to_thread(process.wait, 60)
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("worker-*.log")))
+
+    # what may be waited for: conditions, never time
+
+    def build(self, version: str) -> BuildState:
+        return self.state.builds[f"{COLLECTION}/{version}"]
+
+    def counters(self, version: str) -> Counters:
+        """Of the whole build, from the newest report of each partition."""
+        build = self.build(version)
+        whole = combine(version, self.progress.partitions(build), build.partitions, 0)
+        return whole.counted() if whole else Counters()
+
+    async def until_stage(self, version: str, stage: str, timeout_s: float = 90) -> BuildState:
+        key = f"{COLLECTION}/{version}"
+
+        def reached(state: StateView) -> bool:
+            return key in state.builds and state.builds[key].stage == stage
+
+        async with asyncio.timeout(timeout_s):
+            await self.state.wait_for(reached)
+        return self.build(version)
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 120) -> None:
+        """A condition over progress records, looked at whenever one arrives."""
+        async with asyncio.timeout(timeout_s):
+            await self.progress.wait_for(lambda _: condition())
+
+    async def until_live(self, version: str, timeout_s: float = 240) -> None:
+        """The version's live lane has committed the log's end of now."""
+        build = self.build(version)
+        group = self.out.names.group(COLLECTION, version, build.epoch, "live")
+        ends = {p: b.stable for p, b in (await self.out.kafka.bounds(self.topic)).items()}
+        async with asyncio.timeout(timeout_s):
+            while True:
+                committed = await self.out.kafka.committed(group, self.topic)
+                if all(p in committed and committed[p].offset >= end for p, end in ends.items()):
+                    return
+                await asyncio.sleep(0.2)  # polled: group commits cannot be subscribed to
+
+    async def until_settled(self, version: str, timeout_s: float = 120) -> None:
+        await self.until(
+            lambda: (
+                len(records := self.progress.partitions(self.build(version))) == self.build(version).partitions
+                and not any(record.unsettled for record in records)
+            ),
+            timeout_s,
+        )
+
+    # the oracle
+
+    async def oracle(self) -> dict[str, str]:
+        """Document id to source hash: the topic read once from the beginning, last write wins; rejects left out."""
+        schema = schema_of(self.out.settings.collection(COLLECTION))
+        newest: dict[str, str | None] = {}
+        for partition, bounds in (await self.out.kafka.bounds(self.topic)).items():
+            async for batch in self.out.kafka.read_range(self.topic, partition, 0, bounds.stable):
+                for record in batch.records:
+                    change = documents.parse(record.key, record.value, schema)
+                    if isinstance(change, documents.Put):
+                        newest[change.doc_id] = documents.source_hash(change, schema)
+                    elif isinstance(change, documents.Delete):
+                        newest[change.doc_id] = None
+        return {doc_id: hashed for doc_id, hashed in newest.items() if hashed is not None}
+
+    async def stored(self, version: str) -> dict[str, str]:
+        """Document id to source hash, as the space holds them."""
+        found: dict[str, str] = {}
+        async for page in self.out.store.space(self.build(version).space).scan():
+            for head in page:
+                assert head.doc_id not in found or head.chunk, f"{head.doc_id} is stored twice"
+                found[head.doc_id] = head.source_hash
+        return found
+
+    async def stored_texts(self, version: str) -> dict[str, str]:
+        """Document id to stored text."""
+        space = self.out.store.space(self.build(version).space)
+        texts: dict[str, str] = {}
+        async for page in space.scan():
+            for properties in (await space.properties([head.uuid for head in page])).values():
+                texts[str(properties[reserved.DOC_ID])] = str(properties[reserved.TEXT])
+        return texts
+
+
+@asynccontextmanager
+async def deployed(
+    services: Addresses,
+    folder: Path,
+    prefix: str,
+    topic: str,
+    alias: str,
+    collection: Mapping[str, JsonValue],
+    *,
+    session_timeout_s: float = 20.0,
+    settle_s: float = 2.0,
+) -> AsyncIterator[Deployment]:
+    """Topics made, nothing running yet. At the end workers are killed, and spaces and Crossfade's topics deleted."""
+    raw: dict[str, JsonValue] = {
+        "kafka": {
+            "bootstrap_servers": services.kafka,
+            "topic_prefix": prefix,
+            "session_timeout_s": session_timeout_s,
+        },
+        "weaviate": {
+            "http": f"http://{services.weaviate_http}",
+            "grpc": services.weaviate_grpc,
+            "settle_s": settle_s,
+            "write_timeout_s": session_timeout_s / 2,
+        },
+        "collections": {COLLECTION: {"topic": topic, "alias": alias, "versions": {}, **collection}},
+    }
+    path = folder / "crossfade.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    out = await Outside.open(config.load(path))
+    await out.ensure_topics()
+    state, progress = out.state_view(), out.progress_view()
+    await state.load()
+    await progress.load()
+    following = [asyncio.create_task(state.run()), asyncio.create_task(progress.run())]
+    deployment = Deployment(folder, raw, topic, out, state, progress)
+    try:
+        yield deployment
+    finally:
+        for process in deployment.workers:
+            if process.poll() is None:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        await state.close()
+        await progress.close()
+        await out.store.drop_alias(alias)
+        for build in state.builds.values():
+            await out.store.drop_space(build.space)
+        names = out.names
+        for name in (names.commands, names.state, names.progress, names.journal, names.dead_letters):
+            await out.topics.delete_topic(name)
+        await out.close()

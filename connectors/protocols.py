@@ -156,6 +156,28 @@ class RecordSink(Protocol):
     ) -> None: ...
 
 
+class Write(NamedTuple):
+    """One record of an atomic write."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class AtomicWriter(Protocol):
+    """Writes all or nothing, under one identity that whoever fenced last holds alone.
+
+    Call order: `fence`, then `write` over and over. After UnknownOutcome call `fence` again before anything else.
+    """
+
+    async def fence(self) -> None: ...
+
+    async def write(self, records: Sequence[Write]) -> None:
+        """Raises Fenced when another has fenced since; any other error but UnknownOutcome means nothing was written."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceObject:
     """One object to store. `vector`: float32[dim]."""

@@ -19,7 +19,6 @@ from faust.types import TP
 from pydantic import ValidationError
 
 from connectors.errors import ConfigurationError, CrossfadeError, NotFound, Transient
-from connectors.kafka.producer import TransactionalProducer
 from streams import config
 from streams.build_runner import AgentHost, BuildRunner
 from streams.chunking import make_chunker
@@ -28,13 +27,12 @@ from streams.control import send
 from streams.controller import Controller
 from streams.controller import Outside as ControllerOutside
 from streams.embed_agent import Batch, Build, Limits
-from streams.encoding import make_embedder, make_encoder
 from streams.migration.verify import verify
 from streams.ordering import Lease
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command
 from streams.views import StateView
-from streams.wiring import Outside, wall_ms
+from streams.wiring import Outside, make_embedder, make_encoder, wall_ms
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +106,7 @@ class Worker:
             await self._out.close()
 
     async def _supervise(self, on_ready: Callable[[], None]) -> None:
-        writer = TransactionalProducer(self._out.kafka_settings, f"{self._out.names.prefix}.controller")
+        writer = self._out.transactional_producer()
         outside = ControllerOutside(
             settings=lambda: config.load(self._path),
             kafka=self._out.kafka,
@@ -149,7 +147,7 @@ class Worker:
             await self._progress.close()
             log.info("worker %s has stopped", self._name)
 
-    # --- the Faust app: command stream, and the agents' home ---------------------------------------------------------
+    # the Faust app: command stream, and the agents' home
 
     def _faust_app(self) -> faust.App:
         names = self._out.names
@@ -217,7 +215,7 @@ class Worker:
     async def _publish(self, key: str, record: ProgressRecord) -> None:
         await self._out.sink.send(self._out.names.progress, key.encode(), record.to_bytes())
 
-    # --- hosting builds ----------------------------------------------------------------------------------------------
+    # hosting builds
 
     async def _host_builds(self) -> None:
         """Run what the state says is active, and stop what is not."""
@@ -302,7 +300,7 @@ class Worker:
             wall_ms=wall_ms,
         )
 
-    # --- configuration -------------------------------------------------------------------------------------------------
+    # configuration
 
     async def _watch_configuration(self) -> None:
         """A version that appears in the file is started, once; SIGHUP looks at once."""

@@ -280,7 +280,7 @@ class _Run:
         state, counters = self._state(), self._build.counters[ledger.partition]
         replay = self._replays.get(ledger.partition)
         status, reason = self._status(state, replay)
-        rate = self._rates[ledger.partition]
+        rate, held_rate = self._rates[ledger.partition], state.replay_rate_of_a_partition
         if status in ("paused", "waiting"):
             rate.rest()
         else:
@@ -296,7 +296,7 @@ class _Run:
             total=counters.total,
             completed=counters.completed,
             rate_per_s=0.0 if done else rate.per_s,
-            eta_s=0.0 if done else eta_s(counters.total, counters.completed, rate.per_s, state.replay_rate_of_a_partition),
+            eta_s=0.0 if done else eta_s(counters.total, counters.completed, rate.per_s, held_rate),
             changed_mid_migration=counters.changed_mid_migration,
             unchanged_skipped=counters.unchanged_skipped,
             dead_letters=counters.dead_letters,

@@ -10,14 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import orjson
 from pydantic import JsonValue
 
 from connectors.errors import ConfigurationError, CrossfadeError, Fenced, Refused, Transient, UnknownOutcome
-from connectors.kafka.producer import Write
-from connectors.protocols import Embedder, Log, SpaceSpec, VectorStore
+from connectors.protocols import AtomicWriter, Embedder, Log, SpaceSpec, VectorStore, Write
 from streams import config
 from streams.config import Settings, envelope_of
 from streams.migration.sweep import Sweep
@@ -47,14 +46,6 @@ FRESH_PROGRESS_MS = 15_000
 MOST_RATE = 1e6
 
 
-class StateWriter(Protocol):
-    """Atomic writes under the controller's fixed transactional id (connectors.kafka.producer)."""
-
-    async def fence(self) -> None: ...
-
-    async def write(self, records: Sequence[Write]) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Outside:
     """What the controller acts on. `settings` reads the configuration anew; `sweep` compares a build with the log."""
@@ -70,7 +61,7 @@ class Outside:
 class Controller:
     """Active between `take_over` and the loss of the commands partition. Commands of one collection run in order."""
 
-    def __init__(self, names: TopicNames, outside: Outside, writer: StateWriter, progress: ProgressView) -> None:
+    def __init__(self, names: TopicNames, outside: Outside, writer: AtomicWriter, progress: ProgressView) -> None:
         self._names = names
         self._out = outside
         self._writer = writer
@@ -152,7 +143,7 @@ class Controller:
         except Fenced:
             self.stand_down()
 
-    # --- verbs of one write ----------------------------------------------------------------------------------------
+    # verbs of one write
 
     async def _pause(self, command: Command) -> None:
         build = self._build(command)
@@ -203,7 +194,7 @@ class Controller:
             command, f"{build.key} stopped: {failure.cause}", build.model_copy(update={"failure": failure})
         )
 
-    # --- start ------------------------------------------------------------------------------------------------------
+    # start
 
     async def _start(self, command: Command) -> None:
         """declared (with its epoch) -> space created, start and barrier taken -> building. Rule 2: before any write."""
@@ -217,7 +208,7 @@ class Controller:
         if collection is None or collection.intent is None or collection.intent.command.id != command.id:
             if (fingerprint := command.args.get("fingerprint")) not in (None, envelope.fingerprint):
                 raise Refused(
-                    f"your configuration's {version_name} is model {fingerprint}, the controller's {envelope.fingerprint}",
+                    f"{version_name} is model {fingerprint} in your configuration, {envelope.fingerprint} here",
                     next_step="give the workers the same configuration file (they read it again when it changes)",
                 )
             if existing is not None and existing.stage is not Stage.DECLARED:
@@ -287,7 +278,7 @@ class Controller:
                 next_step=f"set dimensions: {vectors.shape[1]} in the configuration, or correct the endpoint",
             )
 
-    # --- cutover and rollback ------------------------------------------------------------------------------------------
+    # cutover and rollback
 
     async def _cutover(self, command: Command) -> None:
         """Sweep, intent, alias, result. The alias is the one atomic step; everything before it can be given up."""
@@ -334,7 +325,7 @@ class Controller:
             build = self._builds[f"{collection.collection}/{collection.previous}"]
             if build.failure is not None or build.paused == "all":
                 raise Refused(
-                    f"{build.key} is not kept current: {build.failure.cause if build.failure else 'live writes are paused'}",
+                    f"{build.key} is not kept current: " + (build.failure.cause if build.failure else "it is paused"),
                     next_step=f"crossfade resume {build.collection} {build.version}",
                 )
             lag = await self._lag(build)
@@ -378,7 +369,7 @@ class Controller:
         )
 
     def _check_settled(self, build: BuildState) -> None:
-        """Nothing failed, nothing held live, nothing in doubt (rule 11), as each partition's owner has just reported."""
+        """Nothing failed, nothing held, nothing in doubt (rule 11), as each partition's owner has just reported."""
         status = f"crossfade status {build.collection} {build.version}"
         if build.failure is not None:
             raise Refused(f"{build.key} stopped: {build.failure.cause}", next_step=build.failure.next_step or status)
@@ -407,7 +398,7 @@ class Controller:
             max(0, b.stable - (committed[p].offset if p in committed else build.start[p])) for p, b in bounds.items()
         )
 
-    # --- the end of a version ---------------------------------------------------------------------------------------------
+    # the end of a version
 
     async def _retire(self, command: Command) -> None:
         await self._end(command, Stage.RETIRED)
@@ -438,7 +429,7 @@ class Controller:
             command, f"{build.key} is {stage}; space {build.space} is dropped", collection={"previous": previous}
         )
 
-    # --- what runs beside the commands ------------------------------------------------------------------------------------
+    # what runs beside the commands
 
     async def watch(self) -> None:
         """While active: complete intents that a trouble interrupted, and put the alias where the state says it is."""
@@ -490,7 +481,7 @@ class Controller:
                 except Transient as error:
                     log.info("progress of %s was not published: %s", build.key, error.message)
 
-    # --- writing ------------------------------------------------------------------------------------------------------------
+    # writing
 
     async def _intend(self, command: Command, data: dict[str, JsonValue], *builds: BuildState) -> CollectionState:
         collection = self._collection(command).model_copy(update={"intent": Intent(command=command, data=data)})
@@ -555,7 +546,7 @@ class Controller:
         patience = iter(range(6))
         return await patiently(call, going=lambda: next(patience, None) is not None, trouble=lambda _: None)
 
-    # --- looking up -----------------------------------------------------------------------------------------------------------
+    # looking up
 
     def _collection(self, command: Command) -> CollectionState:
         try:

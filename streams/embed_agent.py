@@ -44,7 +44,7 @@ class Limits:
 
     @property
     def reach(self) -> int:
-        """Events of a lane and partition that may be past the committed one: in flight, just read, and in the channel."""
+        """Events of a lane and partition that may be past the committed one: in flight, read, or in the channel."""
         return self.window + 4 * self.read_records
 
 
@@ -99,7 +99,8 @@ class Sourced(NamedTuple):
 class EmbedAgent:
     """See the module. One for each build in each worker process.
 
-    `ledgers`: of the partitions this process owns; the live lane fills it. `failed` resolves with the exception that ended it: the lanes then start again from their committed positions.
+    `ledgers`: of the partitions this process owns; the live lane fills it. `failed` resolves with the exception that
+    ended it: the lanes then start again from their committed positions.
     """
 
     def __init__(self, build: Build) -> None:
@@ -197,7 +198,7 @@ class EmbedAgent:
         return admitted.ready
 
     def has_room(self, lane: Lane, ledger: PartitionLedger | None = None) -> bool:
-        """Whether the lane may admit more: in its window of events (of one partition or of each), and of bytes for all."""
+        """Whether the lane may admit more: in its window of events (of this or each partition), in bytes for all."""
         asked = self.ledgers.values() if ledger is None else (ledger,)
         if any(one.in_flight(lane) >= self.build.limits.window for one in asked):
             return False

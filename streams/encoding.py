@@ -11,12 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from connectors.embedders.base import RejectedTexts, check_vectors
-from connectors.embedders.hashing import HashingEmbedder
 from connectors.embedders.probe import PROBE_TEXT
-from connectors.embedders.tei import TeiEmbedder
 from connectors.errors import ConfigurationError, ContentRejected, WrongModel
 from connectors.protocols import Embedder, Vectors
-from streams import config
 from streams.versions import Envelope
 
 _UNIT_TOLERANCE = 1e-6
@@ -148,27 +145,3 @@ class Encoder:
             raise WrongModel(
                 "the model gives zero vectors, also for a plain sentence", next_step="check the model's weights"
             ) from cause
-
-
-def make_embedder(settings: config.HashingEmbedder | config.TeiEmbedder, dimensions: int) -> Embedder:
-    """The embedder a version names. Opens no connection yet."""
-    if isinstance(settings, config.HashingEmbedder):
-        return HashingEmbedder(
-            dimensions,
-            word_ngrams=settings.word_ngrams,
-            char_ngrams=settings.char_ngrams,
-            sublinear=settings.sublinear,
-            seed=settings.seed,
-        )
-    return TeiEmbedder(
-        settings.url,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-        timeout_s=settings.timeout_s,
-        max_batch=settings.max_batch,
-        truncate=settings.truncate,
-    )
-
-
-def make_encoder(collection: config.Collection, version: config.Version) -> Encoder:
-    """The encoder of one declared version, with its own embedder."""
-    return Encoder(config.envelope_of(collection, version), make_embedder(version.embedder, version.dimensions))

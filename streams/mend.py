@@ -1,4 +1,4 @@
-"""Mending: reading back what is in doubt (rule 11), sweeping what may have missed a delete (rule 8), and putting it right.
+"""Mending: reading back what is in doubt (rule 11), sweeping what may have missed a delete (rule 8), putting it right.
 
 Runs where the partition is owned. What to write always comes from the log at its own offset, never from anywhere else.
 """

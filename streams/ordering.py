@@ -54,7 +54,7 @@ class Event:
     check: bool
 
 
-# --- rule 6: the contiguous prefix -------------------------------------------------------------------------------
+# rule 6: the contiguous prefix
 
 
 class Watermark:
@@ -99,7 +99,7 @@ class Watermark:
         return len(self._open) - len(self._resolved)
 
 
-# --- the plan scan's key index ------------------------------------------------------------------------------------
+# the plan scan's key index
 
 
 def _columns(digests: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -233,7 +233,7 @@ class KeyIndexBuilder:
         return KeyIndex(self._high, self._low, self._entry, self._records)
 
 
-# --- rule 4: newest wins, seen against what the space holds ---------------------------------------------------------
+# rule 4: newest wins, seen against what the space holds
 
 
 class Action(Enum):
@@ -260,7 +260,7 @@ def decide(offset: int, source_hash: str | None, head: Head | None) -> Action:
     return Action.EMBED
 
 
-# --- rule 11: doubt -------------------------------------------------------------------------------------------------
+# rule 11: doubt
 
 
 class Expected(NamedTuple):
@@ -296,7 +296,7 @@ class Doubt:
         return Finding.SETTLED if head is not None and head.offset == self.expected.offset else Finding.OVERWRITTEN
 
 
-# --- one partition of one build -------------------------------------------------------------------------------------
+# one partition of one build
 
 
 class Admitted(NamedTuple):

@@ -161,5 +161,5 @@ class SpaceWriter:
     async def _hold_lease(self, events: Sequence[Event]) -> None:
         """Wait until the lease is valid, or nothing of this is ours any more."""
         loop = asyncio.get_running_loop()
-        while self._lease.left_s(loop.time()) <= 0 and any(e.ledger.active for e in events):
+        while self._lease.left_s(loop.time()) <= 0 and any(e.ledger.active for e in events):  # noqa: ASYNC110  a time
             await asyncio.sleep(0.05)

@@ -6,19 +6,26 @@ It decides nothing; the worker, the command line and the API all open the outsid
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from connectors import services
+from connectors.embedders.hashing import HashingEmbedder
+from connectors.embedders.tei import TeiEmbedder
 from connectors.errors import ConfigurationError, NotFound
+from connectors.kafka.headers import Headed, read_headed
 from connectors.kafka.log import KafkaLog
-from connectors.kafka.producer import KafkaSink
+from connectors.kafka.producer import KafkaSink, TransactionalProducer
 from connectors.kafka.ranges import TopicTail
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import Topics
+from connectors.protocols import Embedder
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.spaces import WeaviateStore, open_store
+from streams import config
 from streams.config import Settings
+from streams.encoding import Encoder
 from streams.state import TopicNames
 from streams.views import ProgressView, StateView
 
@@ -95,6 +102,14 @@ class Outside:
         await self.sink.close()
         await self.store.close()
 
+    def transactional_producer(self) -> TransactionalProducer:
+        """The controller's: under one fixed id, so that a former controller is fenced."""
+        return TransactionalProducer(self.kafka_settings, f"{self.names.prefix}.controller")
+
+    def dead_letters(self) -> AsyncIterator[Headed]:
+        """Every dead letter with its headers, from the beginning to now."""
+        return read_headed(self.kafka_settings, self.names.dead_letters)
+
     def state_view(self) -> StateView:
         return StateView(TopicTail(self.kafka_settings, self.names.state))
 
@@ -114,8 +129,8 @@ class Outside:
                 "max.message.bytes": str(await self._largest_record() + 64 * 1024),
             },
         }
-        for name, config in own.items():
-            await self.topics.ensure_topic(name, 1, config)
+        for name, settings in own.items():
+            await self.topics.ensure_topic(name, 1, settings)
 
     async def _largest_record(self) -> int:
         """The dead letters must take whatever a documents topic takes."""
@@ -126,3 +141,27 @@ class Outside:
             except NotFound:
                 continue  # the topic comes later; `doctor` compares again
         return largest
+
+
+def make_embedder(settings: config.HashingEmbedder | config.TeiEmbedder, dimensions: int) -> Embedder:
+    """The embedder a version names. Opens no connection yet."""
+    if isinstance(settings, config.HashingEmbedder):
+        return HashingEmbedder(
+            dimensions,
+            word_ngrams=settings.word_ngrams,
+            char_ngrams=settings.char_ngrams,
+            sublinear=settings.sublinear,
+            seed=settings.seed,
+        )
+    return TeiEmbedder(
+        settings.url,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
+        timeout_s=settings.timeout_s,
+        max_batch=settings.max_batch,
+        truncate=settings.truncate,
+    )
+
+
+def make_encoder(collection: config.Collection, version: config.Version) -> Encoder:
+    """The encoder of one declared version, with its own embedder."""
+    return Encoder(config.envelope_of(collection, version), make_embedder(version.embedder, version.dimensions))

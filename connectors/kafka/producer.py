@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -16,6 +15,7 @@ from connectors.errors import CrossfadeError, Fenced, Terminal, Transient, Unkno
 from connectors.kafka.failures import foreign, kind_of, mapped
 from connectors.kafka.settings import KafkaSettings, client_logger
 from connectors.kafka.thread import ClientThread
+from connectors.protocols import Write
 
 _POLL_S = 0.05
 
@@ -111,15 +111,6 @@ def _settle(landed: asyncio.Future[tuple[int, int]], error: CrossfadeError | Non
         landed.set_exception(error)
     else:
         landed.set_result(where)
-
-
-class Write(NamedTuple):
-    """One record of an atomic write."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
 
 
 class TransactionalProducer:

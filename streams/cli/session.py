@@ -28,6 +28,7 @@ from streams.views import ProgressView, StateView
 from streams.wiring import Outside, kafka_settings, wall_ms
 
 T = TypeVar("T")
+View = TypeVar("View", StateView, ProgressView)
 
 BROKER_PATIENCE_S = 5.0
 FRESH_MS = 10_000
@@ -86,9 +87,6 @@ class Session:
             f"no worker has ever run here: there is no topic {self.names.state}",
             next_step="start one: crossfade worker (or correct kafka.bootstrap_servers and kafka.topic_prefix)",
         )
-
-
-View = TypeVar("View", StateView, ProgressView)
 
 
 @asynccontextmanager

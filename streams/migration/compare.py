@@ -1,12 +1,13 @@
-"""The two-way comparison between the log and a space (rule 8): the log's key index on one side, stored heads on the other.
+"""The two-way comparison between the log and a space (rule 8): the log's key index against the stored heads.
 
 Pure: it says what differs; who reads, who waits and who mends is decided elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -88,15 +89,5 @@ class Comparison:
 
 def keys_in_two_partitions(indexes: Mapping[int, KeyIndex]) -> list[tuple[int, int]]:
     """Rule 1: pairs of partitions that hold records of one key."""
-    pairs: list[tuple[int, int]] = []
-    partitions = sorted(indexes)
-    for i, first in enumerate(partitions):
-        for second in partitions[i + 1 :]:
-            if indexes[first].shares_a_key(indexes[second]):
-                pairs.append((first, second))
-    return pairs
-
-
-def touched(digests: Iterable[bytes], suspects: Mapping[bytes, Suspect]) -> set[bytes]:
-    """Suspects that a newer record has changed since: the comparison says nothing about them."""
-    return {digest for digest in digests if digest in suspects}
+    pairs = combinations(sorted(indexes), 2)
+    return [(first, second) for first, second in pairs if indexes[first].shares_a_key(indexes[second])]

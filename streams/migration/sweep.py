@@ -1,6 +1,6 @@
 """`verify`: the two-way comparison of a whole space with the log, on a moving topic, by anyone who may read both.
 
-It reads only. What it reports was true of records that the live lane had committed; newer ones are left out, not guessed.
+It reads only. What it reports is true of what the live lane had committed; newer records are left out, not guessed.
 """
 
 from __future__ import annotations

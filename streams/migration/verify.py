@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from connectors.kafka.headers import read_headed
-
 from streams.config import schema_of
 from streams.migration.sweep import DeadLetterKey, Sweep, sweep
 from streams.state import BuildState
@@ -31,7 +29,7 @@ async def verify(out: Outside, build: BuildState, say: Callable[[str], None] = l
 async def held_positions(out: Outside, build: BuildState) -> set[DeadLetterKey]:
     """Where the dead letters of this build came from."""
     found: set[DeadLetterKey] = set()
-    async for headers, _ in read_headed(out.kafka_settings, out.names.dead_letters):
+    async for headers, _ in out.dead_letters():
         named = (headers.get("collection"), headers.get("version"), headers.get("epoch"))
         if named == (build.collection, build.version, str(build.epoch)):
             found.add(DeadLetterKey(int(headers["partition"]), int(headers["offset"])))

@@ -13,10 +13,10 @@ import pytest
 
 from connectors.errors import AccessDenied, ContentRejected, Fenced, NotFound, Terminal, Unreachable
 from connectors.kafka.log import KafkaLog
-from connectors.kafka.producer import KafkaSink, Produced, TransactionalProducer, Write, produce_many
+from connectors.kafka.producer import KafkaSink, Produced, TransactionalProducer, produce_many
 from connectors.kafka.ranges import TopicTail
 from connectors.kafka.settings import KafkaSettings
-from connectors.protocols import Commit, Record
+from connectors.protocols import Commit, Record, Write
 from connectors.services import Addresses
 from tests.conftest import MakeTopic, Unique
 from tests.contract.log_world import until

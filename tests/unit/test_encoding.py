@@ -14,7 +14,8 @@ from connectors.embedders.tei import TeiEmbedder
 from connectors.errors import ConfigurationError, ContentRejected, Unreachable, WrongModel
 from connectors.memory.embedder import MemoryEmbedder
 from streams import config
-from streams.encoding import Encoder, make_embedder, make_encoder
+from streams.encoding import Encoder
+from streams.wiring import make_embedder, make_encoder
 from streams.versions import Envelope
 
 ENVELOPE = Envelope(

@@ -50,8 +50,8 @@ TYPES: Final[Mapping[str, str]] = {
 HEAD: Final = (DOC_ID, DOC_HASH, CHUNK, CHUNKS, SOURCE_HASH, PARTITION, OFFSET)
 """What a `Head` is made of; every stored object has all of them."""
 
-SHOWN: Final = (DOC_ID, CHUNK, TEXT)
-"""Reserved properties a search result carries beside the user's own."""
+SHOWN: Final = (DOC_ID, CHUNK, SPACE, TEXT)
+"""Reserved properties a search result carries beside the user's own; SPACE proves which model's vector was met."""
 
 USER_TYPES: Final = frozenset({"text", "keyword", "int", "number", "bool", "date"})
 METRICS: Final = frozenset({"cosine", "dot", "l2-squared"})

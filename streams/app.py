@@ -27,7 +27,7 @@ from streams.control import send
 from streams.controller import Controller
 from streams.controller import Outside as ControllerOutside
 from streams.embed_agent import Batch, Build, Limits
-from streams.migration.verify import verify
+from streams.migration.verify import held_positions, verify
 from streams.ordering import Lease
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command
@@ -271,6 +271,7 @@ class Worker:
             make_host,
             self._name,
             self._progress.records.get,
+            lambda state: held_positions(self._out, state),
         )
 
     def _make_build(self, state: BuildState) -> Build:

@@ -12,12 +12,13 @@ import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from typing import Protocol
 
-from connectors.errors import CrossfadeError, IdentityChanged, Terminal, Transient
+from connectors.errors import CrossfadeError, Fenced, IdentityChanged, Terminal, Transient
 from connectors.protocols import Log, RecordSink, VectorStore
 from streams.embed_agent import Batch, Build, EmbedAgent
 from streams.identity import check_position, check_topic
 from streams.live import LiveLane
 from streams.mend import Mender
+from streams.migration.sweep import DeadLetterKey
 from streams.ordering import PartitionLedger
 from streams.progress import Counters, ProgressRecord, Rate, Status, eta_s
 from streams.replay import ReplayLane
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 REPORT_EVERY_S = 1.0
 CHECK_EVERY_S = 10.0
 SAY_AGAIN_S = 5.0
+REQUESTS_LOOK_EVERY_S = 0.5
 
 
 class AgentHost(Protocol):
@@ -61,9 +63,11 @@ class BuildRunner:
         make_host: Callable[[str], AgentHost],
         worker_name: str,
         last_progress: Callable[[str], ProgressRecord | None],
+        held: Callable[[BuildState], Awaitable[set[DeadLetterKey]]],
     ) -> None:
         self._state = state
         self._last_progress = last_progress
+        self._held = held
         self._make_build = make_build
         self._kafka = kafka
         self._store = store
@@ -79,6 +83,9 @@ class BuildRunner:
             run = _Run(self, build)
             try:
                 await run.until_it_ends()
+            except Fenced as error:
+                wait_s = pause_s(attempt, Transient(""))
+                log.warning("%s joins its group again in %.1f s: %s", build.name, wait_s, error.message)
             except Terminal as error:
                 await self._report_failure(error)
                 await asyncio.Event().wait()  # the state view will have this runner stopped
@@ -124,7 +131,7 @@ class _Run:
         self._state = runner._state
         self._replays: dict[int, ReplayLane] = {}
         self._rates: dict[int, Rate] = {}
-        self._lags: dict[int, int] = {}
+        self._requests_done: dict[int, int] = {}
         self._group = asyncio.TaskGroup()
         self._tasks: dict[PartitionLedger, list[asyncio.Task[None]]] = {}
 
@@ -187,7 +194,9 @@ class _Run:
         runner, state = self._runner, self._state()
         tasks = self._tasks.setdefault(ledger, [])
         self._rates[ledger.partition] = Rate()
-        self._build.counters[ledger.partition] = self._counted_so_far(ledger.partition)
+        last = self._last_report(ledger.partition)
+        self._build.counters[ledger.partition] = last.counted() if last else Counters()
+        self._requests_done[ledger.partition] = last.requests_done if last else 0
         if ledger.seen is not None:
             replay = ReplayLane(
                 self._build,
@@ -201,14 +210,13 @@ class _Run:
             )
             self._replays[ledger.partition] = replay
             tasks.append(self._group.create_task(self._while_owned(ledger, replay.run())))
-        if sweep:
-            tasks.append(self._group.create_task(self._while_owned(ledger, self._sweep(ledger))))
+        tasks.append(self._group.create_task(self._while_owned(ledger, self._serve_requests(ledger, sweep=sweep))))
 
-    def _counted_so_far(self, partition: int) -> Counters:
-        """What former owners of the partition reported last; up to a report's interval of it may be missing."""
+    def _last_report(self, partition: int) -> ProgressRecord | None:
+        """What a former owner of the partition reported last; up to a report's interval of it may be missing."""
         state = self._state()
         last = self._runner._last_progress(f"{state.key}/{partition}")
-        return last.counted() if last is not None and last.epoch == state.epoch else Counters()
+        return last if last is not None and last.epoch == state.epoch else None
 
     async def dropped(self, ledgers: Sequence[PartitionLedger], *, lost: bool) -> None:
         for ledger in ledgers:
@@ -229,11 +237,25 @@ class _Run:
             if ledger.active:
                 raise
 
+    async def _serve_requests(self, ledger: PartitionLedger, *, sweep: bool) -> None:
+        """What operators ask of this partition's owner, one after the other; first its own sweep, if it needs one."""
+        if sweep:
+            await self._sweep(ledger)
+        while True:
+            state = self._state()
+            for request in [r for r in state.requests if r.id > self._requests_done.get(ledger.partition, 0)]:
+                if request.kind == "repair":
+                    await self._sweep(ledger)
+                else:
+                    held = await self._runner._held(state)
+                    await self._mender.redrive(ledger, [h.offset for h in held if h.partition == ledger.partition])
+                self._requests_done[ledger.partition] = request.id
+            await asyncio.sleep(REQUESTS_LOOK_EVERY_S)
+
     async def _sweep(self, ledger: PartitionLedger) -> None:
         found = await self._mender.sweep(ledger)
-        log.warning(
-            "%s: swept partition %d after a long absence, %d to mend", self._build.name, ledger.partition, found
-        )
+        log.warning("%s: swept partition %d, %d to mend", self._build.name, ledger.partition, found)
+        await self._agent.progressed(lambda: not ledger.active or not ledger.doubts)
 
     async def _replayed(self, partition: int) -> None:
         """Tell the controller until the state says so."""
@@ -304,6 +326,7 @@ class _Run:
             unsettled=len(ledger.doubts) or int(ledger.unsettled),
             planned=replay is None or replay.planned,
             replay_done=done,
+            requests_done=self._requests_done.get(ledger.partition, 0),
             live_position=ledger.live.committable,
             worker=self._runner._worker_name,
             counters=counters.as_dict(),

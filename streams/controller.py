@@ -31,6 +31,7 @@ from streams.state import (
     Failure,
     Intent,
     JournalEntry,
+    Request,
     TopicNames,
     unknown,
 )
@@ -44,6 +45,7 @@ ALIAS_LOOK_EVERY_S = 15.0
 PROGRESS_EVERY_S = 1.0
 FRESH_PROGRESS_MS = 15_000
 MOST_RATE = 1e6
+REQUESTS_KEPT = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ class Controller:
             "cutover": self._cutover,
             "rollback": self._rollback,
             "retire": self._retire,
+            "repair": self._request,
+            "redrive": self._request,
             "replayed": self._replayed,
             "failed": self._failed,
         }
@@ -163,6 +167,17 @@ class Controller:
         controls = _controls(build.controls, command.args)
         said = ", ".join(f"{name} = {value}" for name, value in controls.model_dump(exclude={"format"}).items())
         await self._done(command, f"{build.key}: {said}", build.model_copy(update={"controls": controls}))
+
+    async def _request(self, command: Command) -> None:
+        """Work for the partitions' owners, who alone write (section 4). Done when each partition reports its id."""
+        build = self._build(command)
+        self._must_be_active(build)
+        number = build.requests[-1].id + 1 if build.requests else 1
+        request = Request(id=number, kind="repair" if command.verb == "repair" else "redrive")
+        changed = build.model_copy(update={"requests": [*build.requests, request][-REQUESTS_KEPT:]})
+        await self._done(
+            command, f"{build.key}: {request.kind} asked of the workers", changed, data={"request": number}
+        )
 
     async def _replayed(self, command: Command) -> None:
         build = self._build(command)

@@ -247,9 +247,10 @@ class EmbedAgent:
                 waiting.setdefault(successor.lane, []).append(successor)
         for successor_lane, successors in waiting.items():
             self._dispatch(successor_lane, successors)
-        await self._notify()
+        await self.notify()
 
-    async def _notify(self) -> None:
+    async def notify(self) -> None:
+        """Have those who wait in `progressed` look again."""
         async with self._progressed:
             self._progressed.notify_all()
 
@@ -406,7 +407,7 @@ class EmbedAgent:
                 return
             ledger.resolve_rejected(lane, record.offset, digest)
             self._count(lane, ledger, Outcome.DEAD_LETTER)
-            await self._notify()
+            await self.notify()
 
         self._spawn(settle())
 

@@ -60,16 +60,18 @@ class Mender:
             for ledger in list(self._agent.ledgers.values()):
                 if due := ledger.due(loop.time(), READ_BACK):
                     await self._patiently(partial(self._read_back, ledger, due), ledger)
+                    await self._agent.notify()
 
     async def _read_back(self, ledger: PartitionLedger, due: Sequence[tuple[bytes, Doubt]]) -> None:
         """Look at each doubtful key as it stands, and apply the log again where an older write landed late."""
         ids = {digest: documents.object_id(self._build.collection, doubt.doc_id, 0) for digest, doubt in due}
+        before = {digest: doubt.expected for digest, doubt in due}
         heads = await self._build.space.heads(list(ids.values()))
         overwritten: dict[bytes, tuple[Doubt, Expected]] = {}
         for digest, doubt in due:
-            finding = doubt.judge(heads.get(ids[digest]))
-            if digest in ledger.busy or doubt.expected is None:
+            if digest in ledger.busy or doubt.expected is None or doubt.expected != before[digest]:
                 continue  # a newer event came while we looked
+            finding = doubt.judge(heads.get(ids[digest]))
             if finding is Finding.SETTLED and ledger.doubts.get(digest) is doubt:
                 del ledger.doubts[digest]
             elif finding is Finding.OVERWRITTEN:
@@ -95,6 +97,37 @@ class Mender:
         if mend:
             log.warning("%s: mends %d documents of partition %d", self._build.name, len(mend), ledger.partition)
             self._agent.mend(ledger, mend)
+
+    async def redrive(self, ledger: PartitionLedger, offsets: Sequence[int]) -> None:
+        """Apply the partition's dead letters again, each at its own offset, unless its key has a newer record.
+
+        Returns when they are resolved; one that is refused again is in the dead letters again.
+        """
+        await self._patiently(lambda: self._redrive(ledger, offsets), ledger)
+
+    async def _redrive(self, ledger: PartitionLedger, offsets: Sequence[int]) -> None:
+        ledger.touched = set()
+        try:
+            position = ledger.live.position
+            wanted = [offset for offset in offsets if offset < position]
+            if not wanted:
+                return
+            await self._agent.progressed(lambda: not ledger.active or ledger.live.committable >= position)
+            topic, partition = self._build.topic, ledger.partition
+            index = await plan_scan(self._kafka, topic, partition, position, start=min(wanted))
+            records = list((await records_at(self._kafka, topic, partition, wanted)).values())
+            digests = [documents.key_digest(record.key or b"") for record in records]
+            newest = index.newest_offsets(digests)
+            mend: dict[bytes, tuple[Record, Put | Delete]] = {}
+            for record, digest, offset in zip(records, digests, newest, strict=True):
+                change = documents.parse(record.key, record.value, self._build.schema)
+                if offset == record.offset and digest not in ledger.touched and not isinstance(change, Rejected):
+                    mend[digest] = (record, change)
+            if ledger.active:
+                self._agent.mend(ledger, mend.values())
+        finally:
+            ledger.touched = None
+        await self._agent.progressed(lambda: not ledger.active or not any(d in ledger.busy for d in mend))
 
     async def sweep(self, ledger: PartitionLedger) -> int:
         """Compare one owned partition with the space and doubt whatever differs. Returns how many.

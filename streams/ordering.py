@@ -151,6 +151,10 @@ class KeyIndex:
         at = self.positions(digests)
         return np.where(at == ABSENT, ABSENT, self._entry[at]) if len(self) else at
 
+    def newest_offsets(self, digests: Sequence[bytes]) -> list[int]:
+        """The newest offset of each key, put or tombstone; ABSENT where the key is unknown."""
+        return [ABSENT if entry == ABSENT else entry >> 1 for entry in self.entries(digests).tolist()]
+
     def positions(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """int64[n]: where each digest stands in the index's own order (see `key_digest`), ABSENT if unknown."""
         if not digests or not len(self):

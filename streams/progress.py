@@ -108,6 +108,7 @@ class ProgressRecord(BaseModel):
     unsettled: int = 0
     planned: bool = False
     replay_done: bool = False
+    requests_done: int = 0
     live_position: int = 0
     worker: str = ""
     counters: dict[str, int] = Field(default_factory=dict)
@@ -188,6 +189,7 @@ def combine(name: str, records: Iterable[ProgressRecord], partitions: int, now_m
         unsettled=sum(r.unsettled for r in newest),
         planned=planned,
         replay_done=len(newest) == partitions and all(r.replay_done for r in newest),
+        requests_done=min(r.requests_done for r in newest) if len(newest) == partitions else 0,
         counters=counters.as_dict(),
         updated_at=now_ms,
     )

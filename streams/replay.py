@@ -83,14 +83,14 @@ async def scan_keys(
         note(batch, [key_digest(record.key or b"") for record in batch.records])
 
 
-async def plan_scan(kafka: Log, topic: str, partition: int, end: int) -> KeyIndex:
-    """The newest offset of each key below `end`: exact totals before anything is spent."""
+async def plan_scan(kafka: Log, topic: str, partition: int, end: int, *, start: int = 0) -> KeyIndex:
+    """The newest offset of each key in [start, end): exact totals before anything is spent."""
     builder = KeyIndexBuilder()
 
     def note(batch: RangeBatch, digests: list[bytes]) -> None:
         builder.add(digests, [r.offset for r in batch.records], [r.value is None for r in batch.records])
 
-    await scan_keys(kafka, topic, partition, 0, end, note)
+    await scan_keys(kafka, topic, partition, start, end, note)
     return builder.build()
 
 

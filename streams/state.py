@@ -16,7 +16,18 @@ from connectors.errors import NotFound
 from streams.versions import ACTIVE, Envelope, Stage
 
 Verb = Literal[
-    "start", "pause", "resume", "set", "abort", "cutover", "rollback", "retire", "repair", "replayed", "failed"
+    "start",
+    "pause",
+    "resume",
+    "set",
+    "abort",
+    "cutover",
+    "rollback",
+    "retire",
+    "repair",
+    "redrive",
+    "replayed",
+    "failed",
 ]
 APPLIED_KEPT = 500
 
@@ -105,6 +116,13 @@ class Failure(_Record):
     at_ms: int = 0
 
 
+class Request(_Record):
+    """Work for the owners of a build's partitions: `repair` (sweep and mend) or `redrive` (the dead letters again)."""
+
+    id: int
+    kind: Literal["repair", "redrive"]
+
+
 class Controls(_Record):
     """What may be changed while a build runs."""
 
@@ -130,6 +148,7 @@ class BuildState(_Record):
     paused: Literal["replay", "all"] | None = None
     failure: Failure | None = None
     controls: Controls = Field(default_factory=Controls)
+    requests: list[Request] = Field(default_factory=list)
     provenance: dict[str, str] = Field(default_factory=dict)
     started_ms: int = 0
     ready_ms: int = 0

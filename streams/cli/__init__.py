@@ -69,6 +69,7 @@ class _Verbs(click.Group):
         verb = VERBS.get(cmd_name)
         if verb is None:
             return None
+        logs.catch_warnings()  # some libraries warn about each other as soon as they are imported
         command = getattr(importlib.import_module(f"streams.cli.{verb.module}"), verb.name)
         assert isinstance(command, click.Command)
         return command
@@ -99,7 +100,7 @@ class _Verbs(click.Group):
 
 
 def _debug(ctx: click.Context) -> None:
-    if isinstance(ctx.obj, Options) and ctx.obj.debug:
+    if ctx.params.get("debug"):
         click.echo(traceback.format_exc(), err=True, nl=False)
 
 
@@ -107,7 +108,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or ["(no message)"])[0][:300]
 
 
-@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=_Verbs,
+    subcommand_metavar="VERB ...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

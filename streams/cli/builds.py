@@ -5,11 +5,14 @@ They only ask the controller; nothing here writes a space, the state or the alia
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import click
 from pydantic import JsonValue
 
 from streams.cli import Options
-from streams.cli.output import emit, json_option, next_line, outcome_json, require
+from streams.cli.output import F, emit, json_option, next_line, outcome_json, require
 from streams.cli.session import ASK_S, ask, run, session
 from streams.config import envelope_of
 from streams.control import whoami
@@ -20,8 +23,8 @@ version_argument = click.argument("version")
 why_option = click.option("--why", default="", help="The reason, kept in the journal.")
 
 
-def timeout_option(default_s: float) -> click.decorators.FC:
-    option: click.decorators.FC = click.option(
+def timeout_option(default_s: float) -> Callable[[F], F]:
+    option: Callable[[F], F] = click.option(
         "--timeout",
         "timeout_s",
         type=click.FloatRange(min=0.1),
@@ -61,9 +64,7 @@ def start(
             args: dict[str, JsonValue] = {"fingerprint": fingerprint}
             if rate is not None:
                 args["replay_rate"] = rate
-            command = Command(
-                verb="start", collection=collection, version=version, args=args, who=whoami(), why=why
-            )
+            command = Command(verb="start", collection=collection, version=version, args=args, who=whoami(), why=why)
             async with opened.state() as view:
                 outcome = require(await ask(opened, view, command, timeout_s=timeout_s))
         then = f"crossfade status {collection} {version} -w"
@@ -174,9 +175,12 @@ def _rate(value: str) -> float:
     if value == "none":
         return 0.0
     try:
-        return float(value)
+        rate = float(value)
     except ValueError:
-        raise click.UsageError(f"replay_rate={value}: wanted is a number of documents a second, or none") from None
+        rate = math.nan
+    if not math.isfinite(rate):  # JSON has no such numbers: it would arrive as no limit at all
+        raise click.UsageError(f"replay_rate={value}: wanted is a number of documents a second, or none")
+    return rate
 
 
 @click.command()

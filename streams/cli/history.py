@@ -5,6 +5,8 @@ It reads the journal topic only, from its beginning.
 
 from __future__ import annotations
 
+import logging
+
 import click
 from pydantic import ValidationError
 
@@ -14,6 +16,8 @@ from streams.cli.builds import collection_argument
 from streams.cli.output import emit, json_option, moment, plain
 from streams.cli.session import Session, run, session
 from streams.state import JournalEntry
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -62,7 +66,7 @@ async def _entries(opened: Session, collection: str) -> list[JournalEntry]:
                     try:
                         entries.append(JournalEntry.model_validate_json(record.value))
                     except ValidationError:
-                        continue  # of another program, or of a newer one that says something else
+                        log.warning("a journal entry at offset %d cannot be read and is left out", record.offset)
     return sorted(entries, key=lambda entry: entry.at_ms)
 
 

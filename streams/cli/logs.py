@@ -54,6 +54,11 @@ class _Stderr(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+def catch_warnings() -> None:
+    """Make Python's warnings lines of the logger py.warnings, which is foreign: not for an operator's eyes."""
+    logging.captureWarnings(True)
+
+
 def to_stderr(level: str) -> Callable[[], None]:
     """Begin; the result ends it. At `debug` nothing is held back."""
     root = logging.getLogger()
@@ -64,7 +69,7 @@ def to_stderr(level: str) -> Callable[[], None]:
     before = root.level
     root.addHandler(handler)
     root.setLevel(level.upper())
-    logging.captureWarnings(True)  # as lines of the logger py.warnings, which is foreign: not for an operator's eyes
+    catch_warnings()
 
     def undo() -> None:
         logging.captureWarnings(False)

@@ -5,6 +5,8 @@ They never start anything where addresses are configured, and stop only what `up
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import click
 
 from connectors import services
@@ -16,18 +18,20 @@ from streams.cli.session import BROKER_PATIENCE_S, read_settings, run
 from streams.config import Settings
 from streams.wiring import SERVICES_FOLDER, kafka_settings, weaviate_settings
 
+How = Literal["auto", "docker", "local"]
+
 
 @click.command()
 @click.option(
     "--how",
-    type=click.Choice(["auto", "docker", "local"]),
+    type=click.Choice(get_args(How)),
     default="auto",
     show_default=True,
     help="Docker where an engine answers, else local processes; or one of them.",
 )
 @json_option
 @click.pass_obj
-def up(options: Options, how: str, as_json: bool) -> None:
+def up(options: Options, how: How, as_json: bool) -> None:
     """Start Kafka and Weaviate on this machine and wait until both answer; minutes the first time.
 
     Where the configuration names addresses, nothing is started there: they are only asked whether they answer.
@@ -37,8 +41,7 @@ def up(options: Options, how: str, as_json: bool) -> None:
     _, settings = read_settings(options)
     kafka_given, weaviate_given = bool(settings.kafka.bootstrap_servers), bool(settings.weaviate.http)
     if not (kafka_given and weaviate_given):
-        chosen = "docker" if how == "docker" else "local" if how == "local" else "auto"
-        services.up(SERVICES_FOLDER, say=say, how=chosen)
+        services.up(SERVICES_FOLDER, say=say, how=how)
     for given, name in ((kafka_given, "Kafka"), (weaviate_given, "Weaviate")):
         if given:
             say(f"{name} is configured: nothing is started for it, only asked whether it answers")

@@ -147,5 +147,6 @@ async def _somebody_reports(opened: Session, view: StateView, collection: str) -
 async def _hint(waits_for: str, timeout_s: float) -> None:
     await asyncio.sleep(HINT_AFTER_S)
     say(
-        f"waiting for {waits_for} (up to {timeout_s:g} s; a worker must be running; Ctrl-C stops the wait, not the command)"
+        f"waiting for {waits_for}, up to {timeout_s:g} s (a worker must be running; Ctrl-C ends the wait, "
+        "not the command)"
     )

@@ -55,9 +55,7 @@ def cutover(
             args["accept_held"] = list(accept_held)
         async with session(options) as opened, opened.state() as view:
             view.build(collection, version)
-            command = Command(
-                verb="cutover", collection=collection, version=version, args=args, who=whoami(), why=why
-            )
+            command = Command(verb="cutover", collection=collection, version=version, args=args, who=whoami(), why=why)
             waits_for = "the sweep of the whole space" + ("" if check else ", then the swap")
             outcome = require(await ask(opened, view, command, timeout_s=timeout_s, waits_for=waits_for))
             previous = view.collection(collection).previous
@@ -79,7 +77,9 @@ def cutover(
 
 def _swept(outcome: CommandOutcome) -> str:
     found = ", ".join(
-        f"{name} {outcome.data[name]}" for name in ("checked", "missing", "stale", "extra", "held") if name in outcome.data
+        f"{name} {outcome.data[name]}"
+        for name in ("checked", "missing", "stale", "extra", "held")
+        if name in outcome.data
     )
     return f"  sweep: {found or 'done before'}"
 

@@ -29,13 +29,15 @@ MOST_DOCUMENTS = 3000
 MOST_QUERIES = 400
 FEWEST_DOCUMENTS = 500
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "__pycache__"}
 _SIGNATURE = re.compile(r"^\S*\(.*\)(\s*->.*)?$")
 
 
 @dataclass(frozen=True, slots=True)
 class Docstring:
-    """One document. `summary` is the docstring's first sentence or line and is no part of `text`: it is the question."""
+    """One document. `summary`, the docstring's first line or sentence, is no part of `text`: it is the question."""
 
     key: str
     kind: str
@@ -111,7 +113,7 @@ def _in_file(file: Path, module: str) -> Iterator[Docstring]:
     yield from _in_node(tree, module)
 
 
-def _in_node(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> Iterator[Docstring]:
+def _in_node(node: Documented, name: str) -> Iterator[Docstring]:
     docstring = ast.get_docstring(node, clean=False)
     if docstring and (document := _document(name, _kind(node), docstring)) is not None:
         yield document

@@ -16,7 +16,9 @@ from streams.demo.documents import Docstring
 Change = Literal["edited", "deleted", "re-created"]
 
 CHANGES: tuple[Change, ...] = ("edited", "deleted", "re-created")
-WEIGHTS = (70, 15, 15)
+WEIGHTS = (60, 25, 15)
+GONE_AT_LEAST = 20
+"""Deleted documents that stay deleted for a while, so that the history is replayed past them."""
 
 
 class Send(Protocol):
@@ -73,8 +75,8 @@ class Editor:
 
     async def _change(self) -> None:
         kind = self._random.choices(CHANGES, WEIGHTS)[0]
-        if kind == "re-created" and self._gone:
-            document = self._gone.pop(self._random.randrange(len(self._gone)))
+        if kind == "re-created" and len(self._gone) > GONE_AT_LEAST:
+            document = self._gone.pop(0)
             await self._put(document, f"Brought back by change {self.edits.total}.")
             self._living.append(document)
             self.edits.recreated += 1

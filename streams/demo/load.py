@@ -1,6 +1,6 @@
 """A steady load of queries on whatever version serves, and the account of every answer around a swap.
 
-It must never send a query again, nor leave one out of the account: failed and mixed answers are counted where they came.
+It must never send a query again, nor leave one out of the account: failed and mixed answers count.
 """
 
 from __future__ import annotations

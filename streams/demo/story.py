@@ -6,20 +6,19 @@ Every number it tells is read from the topics, the spaces or the clock of this r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import TypeVar
 
-from connectors.errors import CrossfadeError, Terminal
+from connectors.errors import Terminal
 from connectors.kafka.producer import produce_many
 from connectors.protocols import JSON
 from connectors.services import Addresses
 from streams import config, control
 from streams.demo.asking import Asker
 from streams.demo.documents import Docstring, Question, collect, questions
-from streams.demo.editor import Editor
+from streams.demo.editor import Editor, Edits
 from streams.demo.load import Load, Window
 from streams.demo.logcheck import Difference, compare, newest_records
 from streams.demo.report import Check, Narrator, progress_line
@@ -37,7 +36,7 @@ T = TypeVar("T")
 COLLECTION = "stdlib"
 PARTITIONS = 2
 EDITS_PER_S = 25.0
-QUERIES_PER_S = 150.0
+QUERIES_PER_S = 200.0
 LEAST_PER_S = 100.0
 BEFORE_AND_AFTER = 550
 LEAST_QUERIES = 1000
@@ -46,23 +45,28 @@ PATIENCE_S = 120.0
 WATCH_EVERY_S = 0.5
 
 
-@dataclass(slots=True)
 class Story:
-    """`facts`: what `--json` prints beside the checks. Call `run` once; the services and the topic must be fresh."""
+    """Call `run` once; the services and the folder must be fresh. Afterwards `checks` has every claim, `facts` what
+    `--json` prints beside them, and `example` a question to try.
+    """
 
-    stage: Stage
-    addresses: Addresses
-    narrator: Narrator
-    checks: list[Check] = field(default_factory=list)
-    facts: dict[str, JSON] = field(default_factory=dict)
+    def __init__(self, stage: Stage, addresses: Addresses, narrator: Narrator) -> None:
+        self._stage = stage
+        self._addresses = addresses
+        self._narrator = narrator
+        self.checks: list[Check] = []
+        self.facts: dict[str, JSON] = {}
+        self.example = Question("", "")
 
     async def run(self) -> None:
         """Raises what stops the story; a claim that does not hold stops nothing: it is in `checks`."""
-        self.stage.write_config(self.addresses, whole=False)
-        self._out = await Outside.open(config.load(self.stage.config))
+        self._stage.write_config(self._addresses, whole=False)
+        self._out = await Outside.open(config.load(self._stage.config))
         try:
             await self._out.ensure_topics()
             await self._tell()
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
         finally:
             await self._out.close()
 
@@ -71,46 +75,53 @@ class Story:
         self._state, self._progress = self._out.state_view(), self._out.progress_view()
         async with self._following(self._state), self._following(self._progress), self._watching_worker():
             self._asker = Asker(self._out, self._state, COLLECTION, DEPTH)
-            await self._first_version(len(documents))
-            kept = frozenset(question.key for question in asked)
-            self._editor = Editor(self._out.sink.send, self._topic, documents, kept, EDITS_PER_S)
-            async with self._beside(self._editor.run()):
-                self.narrator.step("Somebody keeps changing documents, from now to the end")
-                self.narrator.say(
-                    f"{EDITS_PER_S:g} changes a second: edits, deletes, deleted documents brought back. "
-                    "Nobody is told that a migration begins."
-                )
-                await self._second_version()
-                await self._sweep()
-                await self._quality(asked)
-                await self._swaps(asked)
-                self._editor.stop()
-            await self._against_the_log()
-            await self._closing_state()
+            try:
+                await self._first_version(len(documents))
+                kept = frozenset(question.key for question in asked)
+                editor = Editor(self._out.sink.send, self._topic, documents, kept, EDITS_PER_S)
+                async with self._beside(editor.run()):
+                    await self._migrate(asked)
+                    editor.stop()
+                await self._against_the_log(editor.edits)
+                await self._closing_state()
+            finally:
+                await self._asker.close()
 
-    # --- 2: documents and the first version ------------------------------------------------------------------------
+    async def _migrate(self, asked: Sequence[Question]) -> None:
+        self._narrator.step("Somebody keeps changing documents, from now to the end")
+        self._narrator.say(
+            f"{EDITS_PER_S:g} changes a second: edits, deletes, deleted documents brought back. "
+            "Nobody is told that a migration begins."
+        )
+        await self._second_version()
+        await self._sweep()
+        await self._quality(asked)
+        await self._swaps(asked)
+
+    # --- 2: documents and the first version --------------------------------------------------------------------------
 
     async def _produce(self) -> tuple[list[Docstring], list[Question]]:
-        self.narrator.step("Documents: the docstrings of this machine's Python standard library")
+        self._narrator.step("Documents: the docstrings of this machine's Python standard library")
         documents = await asyncio.to_thread(collect)
         asked = questions(documents)
         self._topic = self._out.settings.collection(COLLECTION).topic
         await self._out.topics.ensure_topic(self._topic, PARTITIONS, {"cleanup.policy": "compact"})
         records = ((document.key.encode(), document.to_value(), None) for document in documents)
         produced = await asyncio.to_thread(produce_many, self._out.kafka_settings, self._topic, records)
-        self.narrator.say(f"{produced.count:,} documents are on the compacted topic {self._topic}, e.g. json.dumps.")
-        self.narrator.note(
+        self._narrator.say(f"{produced.count:,} documents are on the compacted topic {self._topic}.")
+        self._narrator.note(
             f"{len(asked)} summary lines will be the questions: that line is left out of the embedded text, "
             "else each question would be a copy of its answer."
         )
+        self.example = asked[0]
         self.facts |= {"documents": produced.count, "questions": len(asked)}
         return documents, asked
 
     async def _first_version(self, documents: int) -> None:
-        self.narrator.step("Version v1 goes live: character n-grams, 64 dimensions")
+        self._narrator.step("Version v1 goes live: character n-grams, 64 dimensions")
         record = await self._built("v1")
         await self._ask("cutover", "v1")
-        self.narrator.say(f"v1 holds {record.completed:,} documents and serves the alias {self._alias()}.")
+        self._narrator.say(f"v1 holds {record.completed:,} documents and serves the alias {self._alias()}.")
         self._check(
             "v1 built from the topic",
             record.completed == record.total == documents,
@@ -120,27 +131,31 @@ class Story:
     # --- 4: the second version ---------------------------------------------------------------------------------------
 
     async def _second_version(self) -> None:
-        self.narrator.step("Version v2 is added to the configuration: words and n-grams, 512 dimensions")
-        self.stage.write_config(self.addresses, whole=True)
-        self._out.settings = config.load(self.stage.config)
-        self.narrator.say("The worker reads the file, creates a second space and begins two lanes: live follows every")
-        self.narrator.say("new change at once, replay goes through the history (held back, so that you can watch).")
+        self._narrator.step("Version v2 is added to the configuration: words and n-grams, 512 dimensions")
+        self._stage.write_config(self._addresses, whole=True)
+        self._out.settings = config.load(self._stage.config)
+        self._narrator.say(
+            "The worker reads the file, creates a second space and begins two lanes: live follows every new change at "
+            "once, replay goes through the history (held back, so that you can watch)."
+        )
         record = await self._built("v2")
         counted = record.counted()
         build = self._build("v2")
         seconds = (build.ready_ms - build.started_ms) / 1000
-        self.narrator.say(
+        self._narrator.say(
             f"v2 is ready after {seconds:.0f} s: {counted.embedded_replay:,} documents from the history, "
             f"{record.changed_mid_migration:,} changed meanwhile."
         )
-        self.narrator.say(
+        self._narrator.say(
             f"{counted.suppressed_by_live:,} old versions in the history were left out, because live had already seen "
             f"newer ones ({counted.suppressed_by_live_delete:,} of them of deleted documents)."
         )
         self.facts["replay"] = {"seconds": seconds, "total": record.total, **counted.as_dict()}
         self._check(
             "the migration met changes",
-            record.changed_mid_migration > 0 and counted.suppressed_by_live > 0 and counted.suppressed_by_live_delete > 0,
+            record.changed_mid_migration > 0
+            and counted.suppressed_by_live > 0
+            and counted.suppressed_by_live_delete > 0,
             f"{record.changed_mid_migration:,} changed, {counted.suppressed_by_live:,} old puts left out",
         )
         self._check(
@@ -150,13 +165,13 @@ class Story:
         )
         self._check("nothing in the dead letters", record.dead_letters == 0, str(record.dead_letters))
 
-    # --- 5, 6: is it complete, is it better ------------------------------------------------------------------------------
+    # --- 5, 6: is it complete, is it better --------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        self.narrator.step("Is v2 complete? The sweep compares it with the log, both ways")
+        self._narrator.step("Is v2 complete? The sweep compares it with the log, both ways")
         found = await verify(self._out, self._build("v2"))
         line = f"missing {found.missing}, stale {found.stale}, extra {found.extra}"
-        self.narrator.say(f"{found.checked:,} documents checked while changes go on: {line}.")
+        self._narrator.say(f"{found.checked:,} documents checked while changes go on: {line}.")
         self.facts["sweep"] = {
             "checked": found.checked,
             "missing": found.missing,
@@ -167,10 +182,10 @@ class Story:
         self._check("sweep of v2", found.clean and found.checked > 0, line)
 
     async def _quality(self, asked: Sequence[Question]) -> None:
-        self.narrator.step(f"Is v2 better? {len(asked)} questions to both, each about one known document")
+        self._narrator.step(f"Is v2 better? {len(asked)} questions to both, each about one known document")
         figures = {version: await self._figures(version, asked) for version in ("v1", "v2")}
         for version, one in figures.items():
-            self.narrator.say(
+            self._narrator.say(
                 f"{version}: found among the first {DEPTH} {one.recall:6.1%}   MRR {one.mrr:.3f}   "
                 f"nDCG@{DEPTH} {one.ndcg:.3f}"
             )
@@ -191,16 +206,16 @@ class Story:
 
         return evaluate(await asyncio.gather(*(one(question) for question in asked)), DEPTH)
 
-    # --- 7, 8: swaps under load -----------------------------------------------------------------------------------------
+    # --- 7, 8: swaps under load --------------------------------------------------------------------------------------
 
     async def _swaps(self, asked: Sequence[Question]) -> None:
-        self.narrator.step(f"Cutover to v2 under load: {QUERIES_PER_S:g} searches a second, before, during and after")
-        load = Load(self._asker.mixed, [question.query for question in asked], QUERIES_PER_S)
+        self._narrator.step(f"Cutover to v2 under load: {QUERIES_PER_S:g} searches a second, before, during and after")
+        load = Load(self._asker.serving, [question.query for question in asked], QUERIES_PER_S)
         async with self._beside(load.run()):
             begin = await self._swap(load, 0, "cutover", "v2", "atomic cutover to v2")
-            self.narrator.step("Second thoughts: rollback to v1, which was kept current, under the same load")
+            self._narrator.step("Second thoughts: rollback to v1, which was kept current, under the same load")
             begin = await self._swap(load, begin, "rollback", "v1", "rollback to v1")
-            self.narrator.step("And forward again to v2, where it stays")
+            self._narrator.step("And forward again to v2, where it stays")
             await self._swap(load, begin, "cutover", "v2", "cutover to v2 again")
             load.stop()
 
@@ -214,15 +229,15 @@ class Story:
         window = load.window(begin, swapped + BEFORE_AND_AFTER)
         new = self._build(to).space
         alias = await self._out.store.alias_target(self._alias())
-        self.narrator.say(
+        self._narrator.say(
             f"{window.queries:,} searches at {window.per_s:.0f}/s (median {window.median_ms:.0f} ms, "
             f"99th percentile {window.p99_ms:.0f} ms): {window.failed} failed, {window.mixed} mixed."
         )
-        self.narrator.say(
-            f"{window.by_space.get(old, 0):,} were answered by the old space, {window.by_space.get(new, 0):,} by the new."
+        self._narrator.say(
+            f"{window.by_space.get(old, 0):,} answered by the old space, {window.by_space.get(new, 0):,} by the new."
         )
         for problem in window.problems:
-            self.narrator.say(f"problem: {problem}")
+            self._narrator.say(f"problem: {problem}")
         self._note_swap(name, window, old, new, alias)
         return swapped
 
@@ -235,12 +250,11 @@ class Story:
         found = f"{window.queries:,} searches at {window.per_s:.0f}/s: {window.failed} failed, {window.mixed} mixed"
         self._check(name, whole and enough, found if alias == new else f"{found}; the alias points to {alias}")
 
-    # --- 9: the log has the last word --------------------------------------------------------------------------------------
+    # --- 9: the log has the last word --------------------------------------------------------------------------------
 
-    async def _against_the_log(self) -> None:
-        self.narrator.step("The last word: the topic read once from the beginning, against every stored document")
-        edits = self._editor.edits
-        self.narrator.say(
+    async def _against_the_log(self, edits: Edits) -> None:
+        self._narrator.step("The last word: the topic read once from the beginning, against every stored document")
+        self._narrator.say(
             f"The changes end: {edits.edited:,} edits, {edits.deleted:,} deletes, {edits.recreated:,} brought back."
         )
         self.facts["changes"] = asdict(edits)
@@ -255,7 +269,7 @@ class Story:
             difference = await compare(newest, self._out.store.space(self._build(version).space))
             found[version] = asdict(difference)
             line = _differs(difference)
-            self.narrator.say(f"{version}: {line}")
+            self._narrator.say(f"{version}: {line}")
             self._check(f"{version} equals the log", difference.none and difference.documents > 0, line)
         self.facts["log_check"] = found
 
@@ -272,14 +286,14 @@ class Story:
             "alias": self._alias(),
             "alias_target": alias,
         }
-        self.narrator.say(f"At the end {collection.serving} serves, {collection.previous} is kept current behind it.")
+        self._narrator.say(f"At the end {collection.serving} serves, {collection.previous} is kept current behind it.")
         self._check(
             "the alias follows the state",
             collection.serving == "v2" and alias == self._build("v2").space,
             f"{self._alias()} -> {alias}",
         )
 
-    # --- helpers -------------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _check(self, name: str, passed: bool, found: str) -> None:
         self.checks.append(Check(name, passed, found))
@@ -296,7 +310,7 @@ class Story:
     async def _built(self, version: str) -> ProgressRecord:
         """The build's progress once it is ready, its line shown until then."""
         key = f"{COLLECTION}/{version}"
-        with self.narrator.progress() as line:
+        with self._narrator.progress() as line:
 
             def done(view: ProgressView) -> bool:
                 record, build = view.records.get(key), self._state.builds.get(key)
@@ -332,7 +346,7 @@ class Story:
                 return await wait
         except TimeoutError as error:
             raise Terminal(
-                f"waited {PATIENCE_S:g} s for {what}", next_step=f"read {self.stage.worker_log}, then run again"
+                f"waited {PATIENCE_S:g} s for {what}", next_step=f"read {self._stage.worker_log}, then run again"
             ) from error
 
     @asynccontextmanager
@@ -346,46 +360,29 @@ class Story:
 
     @asynccontextmanager
     async def _watching_worker(self) -> AsyncIterator[None]:
-        await asyncio.to_thread(self.stage.start_worker)
+        await asyncio.to_thread(self._stage.start_worker)
 
         async def watch() -> None:
             while True:
                 await asyncio.sleep(WATCH_EVERY_S)
-                self.stage.check_worker()
+                self._stage.check_worker()
 
         async with self._beside(watch(), endless=True):
             yield
 
     @asynccontextmanager
-    async def _beside(self, work: Awaitable[None], *, endless: bool = False) -> AsyncIterator[None]:
-        """`work` beside the body: its failure ends the body; at the body's end it is awaited, or ended if endless."""
-        body = asyncio.current_task()
-        assert body is not None
-        task = asyncio.ensure_future(work)
-        failed: list[BaseException] = []
-
-        def ended(done: asyncio.Future[None]) -> None:
-            if not done.cancelled() and (error := done.exception()) is not None:
-                failed.append(error)
-                body.cancel()
-
-        task.add_done_callback(ended)
-        try:
+    async def _beside(self, work: Coroutine[None, None, None], *, endless: bool = False) -> AsyncIterator[None]:
+        """`work` beside the body: a failure of either ends both; after the body it is awaited, or ended if endless."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
             yield
-            if not endless:
-                await task
-        except asyncio.CancelledError:
-            if failed and body.uncancel() == 0:
-                raise _plain(failed[0]) from failed[0]
-            raise
-        finally:
-            task.remove_done_callback(ended)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            if endless:
+                task.cancel()
 
 
-def _plain(error: BaseException) -> BaseException:
-    """What failed inside a task group, rather than the group."""
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What failed inside task groups, rather than the groups."""
+    error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

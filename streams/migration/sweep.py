@@ -27,7 +27,7 @@ NAMED = 10
 class Sweep:
     """What a sweep found. `checked`: documents of the log compared; `moved`: left out since a newer record came.
 
-    `examples`: up to ten keys of each kind of fault, for `crossfade explain`.
+    `examples`: up to ten keys of each kind of fault, and of held ones, for `crossfade explain`.
     """
 
     collection: str
@@ -140,7 +140,7 @@ async def _report(
         found = await records_at(kafka, build.topic, partition, wanted)
         records.update(((partition, offset), record) for offset, record in found.items())
     counts = {"missing": 0, "stale": 0, "extra": 0}
-    examples: dict[str, list[str]] = {kind: [] for kind in counts}
+    examples: dict[str, list[str]] = {kind: [] for kind in (*counts, "held")}
     held_count = 0  # a held key always differs from the log, so every one of them is among the faults
     not_documents = 0
     for fault in faults:
@@ -150,6 +150,8 @@ async def _report(
             record = records.get(at)
             if DeadLetterKey(*at) in held:
                 held_count += 1
+                if len(examples["held"]) < NAMED:
+                    examples["held"].append(name or _key_text(record.key if record else None))
                 continue
             if record is None:
                 moved += 1  # compacted away since: a newer record exists

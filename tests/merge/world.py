@@ -1,0 +1,323 @@
+"""A whole build in memory: topic, space, state and workers that run the production code, in virtual time.
+
+It stands in for Kafka, Weaviate, Faust and the controller, and must never decide anything about documents itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from connectors import reserved
+from connectors.embedders.base import RejectedTexts
+from connectors.memory.embedder import MemoryEmbedder
+from connectors.memory.log import MemoryLog
+from connectors.memory.log_groups import MemoryReader
+from connectors.memory.store import MemoryStore
+from connectors.protocols import JSON, Record, SpaceSpec
+from streams.build_runner import BuildRunner
+from streams.documents import DocumentSchema
+from streams.embed_agent import Batch, Build, Limits
+from streams.encoding import Encoder
+from streams.migration.sweep import DeadLetterKey, Sweep, sweep
+from streams.ordering import Lease
+from streams.progress import Counters, ProgressRecord
+from streams.state import BuildState, Command, TopicNames
+from streams.versions import Envelope, Stage
+from tests import oracle
+from tests.merge.network import REFUSED_BY_STORE, Network, NextFault, SimLog, SimReader, SimSpace, Weather
+
+TOPIC = "docs"
+REFUSED_BY_MODEL = "refused-by-model"
+SCHEMA = DocumentSchema("docs", ("text",), properties={"tag": "keyword"})
+NAMES = TopicNames("cf")
+SESSION_S = 6.0
+DEADLINE_S = 2.0
+
+
+class QueueHost:
+    """build_runner.AgentHost on a plain queue."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[list[Batch]] = asyncio.Queue(maxsize=2)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, body: Callable[[AsyncIterable[list[Batch]]], Awaitable[None]]) -> None:
+        async def stream() -> AsyncIterator[list[Batch]]:
+            while True:
+                yield await self._queue.get()
+
+        self._task = asyncio.ensure_future(body(stream()))
+
+    async def put(self, delivery: list[Batch]) -> None:
+        await self._queue.put(delivery)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class SplitAt:
+    """Chunks are what stands between the bars."""
+
+    splits = True
+
+    def split(self, text: str) -> list[str]:
+        return [part for part in text.split("|") if part.strip()] or [text]
+
+
+class Whole:
+    splits = False
+
+    def split(self, text: str) -> list[str]:
+        return [text]
+
+
+class Sink:
+    """Commands to the world's state, progress and dead letters to its lists."""
+
+    def __init__(self, world: World, network: Network) -> None:
+        self._world = world
+        self._net = network
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        await self._net.kafka()
+        if topic == NAMES.dead_letters:
+            named = dict(headers)
+            at = DeadLetterKey(int(named["partition"]), int(named["offset"]))
+            self._world.dead_letters.append((at, named["cause"].decode()))
+        elif topic == NAMES.progress:
+            assert key is not None
+            assert value is not None
+            self._world.progress[key.decode()] = ProgressRecord.model_validate_json(value)
+        else:
+            assert value is not None
+            self._world.control(Command.model_validate_json(value))
+        await self._net.hop()
+
+
+@dataclass(slots=True)
+class Worker:
+    name: str
+    network: Network
+    task: asyncio.Task[None]
+    builds: list[Build]
+
+
+class World:
+    """One build of one version of one collection. `limits` as small as they can be, so that every bound is met."""
+
+    def __init__(self, seed: int, *, partitions: int, chunks: bool, limits: Limits) -> None:
+        self.rng = random.Random(seed)
+        self.loop = asyncio.get_running_loop()
+        self.limits = limits
+        self.weather = Weather(settle_s=limits.settle_s)
+        self.chunker = SplitAt() if chunks else Whole()
+        self.kafka = MemoryLog(
+            clock=self.loop.time, idle=self._idle, session_timeout_s=SESSION_S, range_records=self.rng.choice((3, 1000))
+        )
+        self.kafka.create_topic(TOPIC, partitions)
+        self.faults = NextFault()
+        self.store = MemoryStore(self.faults)
+        self.envelope = Envelope("memory", "m", "1", 4, ("text",))
+        self.state = BuildState(
+            collection="docs",
+            version="v1",
+            epoch=1,
+            stage=Stage.BUILDING,
+            envelope=orjson.loads(self.envelope.canonical_json()),
+            fingerprint=self.envelope.fingerprint,
+            space="Docs_v1_1_x",
+            topic=TOPIC,
+            topic_id=self.kafka.topic(TOPIC).topic_id,
+            partitions=partitions,
+        )
+        self.records: list[Record] = []
+        self.dead_letters: list[tuple[DeadLetterKey, str]] = []
+        self.progress: dict[str, ProgressRecord] = {}
+        self.workers: dict[str, Worker] = {}
+        self.trace: list[str] = []
+        self.readers: list[MemoryReader] = []
+
+    async def _idle(self, timeout_s: float) -> None:
+        await asyncio.sleep(max(timeout_s, 0.2))
+
+    def say(self, what: str) -> None:
+        self.trace.append(f"{self.loop.time():8.2f}  {what}")
+
+    # --- the outside ------------------------------------------------------------------------------------------------
+
+    def produce(self, key: str, value: JSON | bytes | None, partition: int | None = None) -> Record:
+        raw = value if value is None or isinstance(value, bytes) else orjson.dumps(value)
+        record = self.kafka.append(TOPIC, key.encode(), raw, partition=partition)
+        self.records.append(record)
+        self.say(f"produce {key} = {raw!r} at {record.partition}:{record.offset}")
+        return record
+
+    async def start_build(self) -> None:
+        await self.store.create_space(
+            SpaceSpec(self.state.space, 4, "cosine", self.envelope.canonical_json(), properties=SCHEMA.properties)
+        )
+        ends = {p: b.stable for p, b in (await self.kafka.bounds(TOPIC)).items()}
+        self.state = self.state.model_copy(update={"start": ends, "barrier": ends})
+        self.say(f"build starts, barrier {ends}")
+
+    def control(self, command: Command) -> None:
+        if command.verb == "replayed":
+            partition = int(str(command.args["partition"]))
+            replayed = sorted({*self.state.replayed, partition})
+            stage = Stage.READY if len(replayed) == self.state.partitions else self.state.stage
+            self.state = self.state.model_copy(update={"replayed": replayed, "stage": stage})
+            self.say(f"replayed {partition}")
+        else:
+            raise AssertionError(f"the build gave up: {command.args}")
+
+    # --- workers ----------------------------------------------------------------------------------------------------
+
+    def start_worker(self, name: str) -> None:
+        self.say(f"start {name}")
+        network = Network(random.Random(self.rng.random()), self.store, self.faults, self.weather)
+        builds: list[Build] = []
+        sink = Sink(self, network)
+
+        def make_build(state: BuildState) -> Build:
+            build = Build(
+                collection=state.collection,
+                version=state.version,
+                epoch=state.epoch,
+                topic=state.topic,
+                dead_letters=NAMES.dead_letters,
+                schema=SCHEMA,
+                store_text=True,
+                space_mark="v1@x",
+                space=SimSpace(network, self.store.space(state.space)),
+                encoder=Encoder(self.envelope, MemoryEmbedder(4, max_batch=3, fault=self._embed(network))),
+                chunker=self.chunker,
+                sink=sink,
+                lease=Lease(SESSION_S - DEADLINE_S - 0.5),
+                limits=self.limits,
+                wall_ms=lambda: round(self.loop.time() * 1000) + 1_000_000,
+            )
+            builds.append(build)
+            return build
+
+        log = SimLog(network, self.kafka)
+        runner = BuildRunner(
+            lambda: self.state,
+            make_build,
+            log,
+            self.store,
+            sink,
+            NAMES,
+            lambda _: QueueHost(),
+            name,
+            self.progress.get,
+        )
+        self.workers[name] = Worker(name, network, asyncio.ensure_future(runner.run()), builds)
+
+    def _embed(self, network: Network) -> Callable[[int, Sequence[str]], Awaitable[None]]:
+        async def fault(_: int, texts: Sequence[str]) -> None:
+            await network.hop()
+            if guilty := [i for i, text in enumerate(texts) if REFUSED_BY_MODEL in text]:
+                raise RejectedTexts("simulated: the model refuses", guilty)
+
+        return fault
+
+    async def stop_worker(self, name: str) -> None:
+        self.say(f"stop {name}")
+        worker = self.workers.pop(name)
+        worker.task.cancel()
+        await asyncio.gather(worker.task, return_exceptions=True)
+        self.say(f"stopped {name}")
+
+    def kill_worker(self, name: str) -> None:
+        """As SIGKILL: nothing it does has an effect any more, except what it had already sent."""
+        self.say(f"kill {name}")
+        worker = self.workers.pop(name)
+        worker.network.dead = True
+        worker.task.cancel()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    @property
+    def live_group(self) -> str:
+        return NAMES.group("docs", "v1", 1, "live")
+
+    def settled(self, since_ms: int) -> bool:
+        """What the controller would look at before a cutover, and the sweep before it reads."""
+        records = [self.progress.get(f"docs/v1/{p}") for p in range(self.state.partitions)]
+        commits = self.kafka.group(TOPIC, self.live_group).commits
+        return self.state.stage is Stage.READY and all(
+            record is not None
+            and record.updated_at > since_ms
+            and record.unsettled == 0
+            and record.replay_done
+            and p in commits
+            and commits[p].offset >= self.kafka.topic(TOPIC).partition(p).stable
+            for p, record in enumerate(records)
+        )
+
+    async def until_settled(self, patience_s: float = 400.0) -> None:
+        """`patience_s` virtual seconds."""
+        since_ms = round(self.loop.time() * 1000) + 1_000_000
+        deadline_s = self.loop.time() + patience_s
+        while not self.settled(since_ms):
+            assert self.loop.time() < deadline_s, f"never settled: {self._why()}"
+            await asyncio.sleep(0.5)
+        self.say("settled")
+
+    def _why(self) -> str:
+        commits = self.kafka.group(TOPIC, self.live_group).commits
+        ends = [part.stable for part in self.kafka.topic(TOPIC).partitions]
+        shown = {k: (r.status, r.reason, r.unsettled, r.replay_done) for k, r in self.progress.items()}
+        return f"stage {self.state.stage}, ends {ends}, commits {commits}, {shown}"
+
+    def expected(self) -> oracle.Expected:
+        def refused(text: str) -> bool:
+            return REFUSED_BY_MODEL in text or REFUSED_BY_STORE in text
+
+        visible = [r for r in self.records if self.kafka.topic(TOPIC).partition(r.partition).visible(r.offset)]
+        return oracle.expect(visible, SCHEMA, self.chunker.split, refused)
+
+    async def stored(self) -> dict[str, list[dict[str, JSON]]]:
+        space = self.store.space(self.state.space)
+        found: dict[str, list[dict[str, JSON]]] = {}
+        async for page in space.scan():
+            for properties in (await space.properties([head.uuid for head in page])).values():
+                found.setdefault(str(properties[reserved.DOC_ID]), []).append(dict(properties))
+        return found
+
+    async def check(self) -> None:
+        """The space equals the oracle, and goes on to when every late write has landed; the sweep agrees."""
+        expected = self.expected()
+        wrong = oracle.differences(expected, await self.stored())
+        assert not wrong, f"the space differs from the log: {wrong[:5]}"
+        for write in list(self.store.late):
+            self.say(f"lands after all was called settled: {write.verb}")
+            self.store.land(write)
+        wrong = oracle.differences(expected, await self.stored())
+        assert not wrong, f"a late write changed what was called settled: {wrong[:5]}"
+        found = await self.sweep()
+        assert found.clean, f"the sweep finds {found}"
+        assert found.held == len(expected.held), f"the sweep counts {found.held} held, {len(expected.held)} are"
+
+    async def sweep(self) -> Sweep:
+        held = {at for at, _ in self.dead_letters}
+        space = self.store.space(self.state.space)
+        return await sweep(self.state, SCHEMA, self.kafka, space, self.live_group, held)
+
+    def counters(self) -> Counters:
+        total = Counters()
+        for record in self.progress.values():
+            total.add(record.counted())
+        return total
+
+
+__all__ = ["REFUSED_BY_MODEL", "REFUSED_BY_STORE", "TOPIC", "SimReader", "World"]

@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import AsyncIterable, Awaitable, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import faust
 from faust.types import TP
@@ -69,6 +70,13 @@ class FaustHost:
             self._agent = None
 
 
+class _Hosted(NamedTuple):
+    """A build that runs here, and the settings it was started with."""
+
+    task: asyncio.Task[None]
+    settings: tuple[config.Collection, config.Version]
+
+
 class Worker:
     """See the module. `run` until `stop` or a signal."""
 
@@ -78,7 +86,7 @@ class Worker:
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._stopping = asyncio.Event()
         self._look_now = asyncio.Event()
-        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._running: dict[tuple[str, int], _Hosted] = {}
         self._told: set[str] = set()
 
     def stop(self) -> None:
@@ -138,9 +146,10 @@ class Worker:
                 task.result()  # none of these ends by itself: what ended it is the worker's failure
         finally:
             self._controller.stand_down()
-            for task in [stopping, *background, *self._running.values()]:
+            tasks = [stopping, *background, *(hosted.task for hosted in self._running.values())]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(stopping, *background, *self._running.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._app.stop()
             await writer.close()
             await self._view.close()
@@ -218,19 +227,30 @@ class Worker:
     # hosting builds
 
     async def _host_builds(self) -> None:
-        """Run what the state says is active, and stop what is not."""
+        """Run what the state says is active, as the configuration says now, and stop what is not."""
         while True:
-            wanted = {(b.key, b.epoch): b for b in self._view.builds.values() if b.active and b.failure is None}
-            for key in [key for key in self._running if key not in wanted]:
-                task = self._running.pop(key)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            wanted = {
+                (b.key, b.epoch): b
+                for b in self._view.builds.values()
+                if b.active and b.failure is None and self._can_host(b)
+            }
+            for key, hosted in list(self._running.items()):
+                if key not in wanted or hosted.settings != self._settings_of(wanted[key]):
+                    del self._running[key]
+                    hosted.task.cancel()
+                    await asyncio.gather(hosted.task, return_exceptions=True)
             for key, build in wanted.items():
-                if key not in self._running and self._can_host(build):
-                    self._running[key] = asyncio.create_task(self._runner(build).run())
+                if key not in self._running:
+                    task = asyncio.create_task(self._runner(build).run())
+                    self._running[key] = _Hosted(task, self._settings_of(build))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5.0):  # the configuration may have changed instead
+                async with asyncio.timeout(CONFIG_LOOK_EVERY_S):  # the configuration may have changed instead
                     await self._view.changed()
+
+    def _settings_of(self, build: BuildState) -> tuple[config.Collection, config.Version]:
+        """All of the configuration that a hosted build depends on; another version beside it is not part of it."""
+        collection = self._settings.collection(build.collection)
+        return collection.model_copy(update={"versions": {}}), collection.version(build.version)
 
     def _can_host(self, build: BuildState) -> bool:
         """This worker's configuration must know the version, as the same model."""

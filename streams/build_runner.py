@@ -132,6 +132,7 @@ class _Run:
         self._replays: dict[int, ReplayLane] = {}
         self._rates: dict[int, Rate] = {}
         self._requests_done: dict[int, int] = {}
+        self._since_ms = build.wall_ms()
         self._group = asyncio.TaskGroup()
         self._tasks: dict[PartitionLedger, list[asyncio.Task[None]]] = {}
 
@@ -288,11 +289,15 @@ class _Run:
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             try:
+                before = {ledger: ledger.live.committable for ledger in self._agent.ledgers.values()}
                 bounds = await self._runner._kafka.bounds(self._state().topic)
-                for ledger in list(self._agent.ledgers.values()):
-                    check_position(self._state(), ledger.partition, ledger.live.committable, bounds[ledger.partition])
-                    lag = bounds[ledger.partition].stable - ledger.live.committable
-                    record = self._record(ledger, max(0, lag))
+                for ledger, position in before.items():
+                    if not ledger.active:
+                        continue
+                    # the lane has read on meanwhile, also past that end: only where it was before must lie within it
+                    bound, now = bounds[ledger.partition], ledger.live.committable
+                    check_position(self._state(), ledger.partition, min(now, max(position, bound.stable)), bound)
+                    record = self._record(ledger, max(0, bound.stable - now))
                     key = f"{self._state().key}/{ledger.partition}"
                     await self._runner._sink.send(self._runner._topics.progress, key.encode(), record.to_bytes())
             except Transient as error:
@@ -329,6 +334,7 @@ class _Run:
             requests_done=self._requests_done.get(ledger.partition, 0),
             live_position=ledger.live.committable,
             worker=self._runner._worker_name,
+            running_since=self._since_ms,
             counters=counters.as_dict(),
             updated_at=self._build.wall_ms(),
         )

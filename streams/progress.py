@@ -111,6 +111,7 @@ class ProgressRecord(BaseModel):
     requests_done: int = 0
     live_position: int = 0
     worker: str = ""
+    running_since: int = 0
     counters: dict[str, int] = Field(default_factory=dict)
     updated_at: int
 

@@ -72,6 +72,11 @@ class Deployment:
         self.raw["collections"][COLLECTION]["versions"][name] = dict(version)  # type: ignore[index,call-overload]
         self._write()
 
+    def set_collection(self, key: str, value: JsonValue) -> None:
+        """Change one setting of the collection; workers restart the builds that depend on it."""
+        self.raw["collections"][COLLECTION][key] = value  # type: ignore[index,call-overload]
+        self._write()
+
     def _write(self) -> None:
         fresh = self.config_path.with_suffix(".new")
         fresh.write_text(yaml.safe_dump(self.raw))
@@ -157,6 +162,11 @@ class Deployment:
             ),
             timeout_s,
         )
+
+    def restarted_since(self, version: str, at_ms: int) -> bool:
+        """Every partition is reported by a start of the build later than that."""
+        reports = self.progress.partitions(self.build(version))
+        return len(reports) == self.build(version).partitions and all(r.running_since > at_ms for r in reports)
 
     # the oracle
 

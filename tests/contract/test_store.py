@@ -437,6 +437,7 @@ async def test_a_hit_shows_the_users_properties_and_not_the_pipelines(make_space
     assert hit.properties == {
         reserved.DOC_ID: "a",
         reserved.CHUNK: 1,
+        reserved.SPACE: "v1@0123456789ab",
         reserved.TEXT: "text of a",
         "lang": "en",
         "year": 1999,

@@ -219,8 +219,12 @@ class World:
             lambda _: QueueHost(),
             name,
             self.progress.get,
+            self._held,
         )
         self.workers[name] = Worker(name, network, asyncio.ensure_future(runner.run()), builds)
+
+    async def _held(self, _: BuildState) -> set[DeadLetterKey]:
+        return {at for at, _ in self.dead_letters}
 
     def _embed(self, network: Network) -> Callable[[int, Sequence[str]], Awaitable[None]]:
         async def fault(_: int, texts: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import AsyncIterable, Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from streams.control import send
 from streams.controller import Controller
 from streams.controller import Outside as ControllerOutside
 from streams.embed_agent import Batch, Build, Limits
+from streams.faust_credentials import broker_credentials
 from streams.migration.verify import held_positions, verify
 from streams.ordering import Lease
 from streams.progress import ProgressRecord
@@ -109,11 +111,12 @@ class Worker:
             self._view, self._progress = self._out.state_view(), self._out.progress_view()
             await self._view.load()
             await self._progress.load()
-            await self._supervise(on_ready)
+            with tempfile.TemporaryDirectory(prefix="crossfade-") as folder:
+                await self._supervise(on_ready, folder)
         finally:
             await self._out.close()
 
-    async def _supervise(self, on_ready: Callable[[], None]) -> None:
+    async def _supervise(self, on_ready: Callable[[], None], folder: str) -> None:
         writer = self._out.transactional_producer()
         outside = ControllerOutside(
             settings=lambda: config.load(self._path),
@@ -124,7 +127,7 @@ class Worker:
             wall_ms=wall_ms,
         )
         self._controller = Controller(self._out.names, outside, writer, self._progress)
-        self._app = self._faust_app()
+        self._app = self._faust_app(folder)
         await self._app.start()
         background = [
             asyncio.create_task(part)
@@ -158,17 +161,20 @@ class Worker:
 
     # the Faust app: command stream, and the agents' home
 
-    def _faust_app(self) -> faust.App:
+    def _faust_app(self, folder: str) -> faust.App:
+        """`folder`: Faust insists on one for tables, which we never have."""
         names = self._out.names
         app = faust.App(
             f"{names.prefix}.controller",
             broker=f"kafka://{self._out.kafka_settings.bootstrap_servers.replace(',', ';')}",
+            broker_credentials=broker_credentials(self._settings.kafka.client),
             broker_session_timeout=CONTROLLER_SESSION_S,
             broker_heartbeat_interval=CONTROLLER_SESSION_S / 4,
             consumer_auto_offset_reset="earliest",
             topic_allow_declare=False,
             topic_disable_leader=True,
             store="memory://",
+            datadir=folder,
             web_enabled=False,
         )
         commands = app.topic(

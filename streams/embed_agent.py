@@ -129,6 +129,7 @@ class EmbedAgent:
         try:
             async for delivery in stream:
                 self.accept(delivery)
+                await self.notify()  # positions moved, and what was suppressed is resolved: no work will say so
         except Exception as error:  # noqa: BLE001  handed on whole: the runner decides what it means
             self._fail(error)
 
@@ -206,7 +207,7 @@ class EmbedAgent:
         return held_bytes < self.build.limits.bytes_in_flight
 
     async def progressed(self, condition: Callable[[], bool]) -> None:
-        """Return when the condition holds; checked whenever work was resolved."""
+        """Return when the condition holds; checked whenever something was admitted or resolved."""
         async with self._progressed:
             await self._progressed.wait_for(condition)
 

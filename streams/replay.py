@@ -147,6 +147,7 @@ class ReplayLane:
         counters.compacted_away += counters.total - counters.completed  # newer records replaced them while we read
         counters.completed = counters.total
         ledger.end_replay()
+        await self._agent.notify()
         self.status = "done"
         await self._completed(partition)
 

@@ -96,11 +96,16 @@ class Deployment:
 
     # workers
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
+    def start_worker(self, at: Addresses | None = None) -> subprocess.Popen[bytes]:
+        """`at`: where this worker finds the services, if not where the test does; its versions are those of now."""
         number = len(self.workers)
         log = (self.folder / f"worker-{number}.log").open("wb")
+        path = self.config_path
+        if at is not None:
+            path = self.folder / f"worker-{number}.yaml"
+            path.write_text(yaml.safe_dump({**self.raw, **_addressed(self.raw, at)}))
         process = subprocess.Popen(
-            [sys.executable, "-c", RUN_CROSSFADE, "--config", str(self.config_path), "worker"],
+            [sys.executable, "-c", RUN_CROSSFADE, "--config", str(path), "worker"],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONFAULTHANDLER": "1"},
@@ -203,6 +208,17 @@ class Deployment:
         return texts
 
 
+def _addressed(raw: Mapping[str, JsonValue], at: Addresses) -> dict[str, JsonValue]:
+    """The sections of a configuration that hold addresses, with these in them."""
+    kafka, weaviate = raw["kafka"], raw["weaviate"]
+    assert isinstance(kafka, dict)
+    assert isinstance(weaviate, dict)
+    return {
+        "kafka": {**kafka, "bootstrap_servers": at.kafka},
+        "weaviate": {**weaviate, "http": f"http://{at.weaviate_http}", "grpc": at.weaviate_grpc},
+    }
+
+
 @asynccontextmanager
 async def deployed(
     services: Addresses,
@@ -214,8 +230,12 @@ async def deployed(
     *,
     session_timeout_s: float = 20.0,
     settle_s: float = 2.0,
+    write_timeout_s: float | None = None,
 ) -> AsyncIterator[Deployment]:
-    """Topics made, nothing running yet. At the end workers are killed, and spaces and Crossfade's topics deleted."""
+    """Topics made, nothing running yet. At the end workers are killed, and spaces and Crossfade's topics deleted.
+
+    `write_timeout_s`: half of the session time-out when it is None.
+    """
     raw: dict[str, JsonValue] = {
         "kafka": {
             "bootstrap_servers": services.kafka,
@@ -226,7 +246,7 @@ async def deployed(
             "http": f"http://{services.weaviate_http}",
             "grpc": services.weaviate_grpc,
             "settle_s": settle_s,
-            "write_timeout_s": session_timeout_s / 2,
+            "write_timeout_s": write_timeout_s or session_timeout_s / 2,
         },
         "collections": {COLLECTION: {"topic": topic, "alias": alias, "versions": {}, **collection}},
     }

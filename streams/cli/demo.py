@@ -42,9 +42,10 @@ def demo(ctx: click.Context, keep: bool, stop: bool, as_json: bool) -> None:
     narrator = Narrator(Console(stderr=as_json, highlight=False))
     stage = Stage(FOLDER.absolute(), narrator.say)
     if stop:
-        narrator.say("the demo has been stopped" if stage.clear() else "no demo was running")
+        with stage.only_one():
+            narrator.say("the demo has been stopped" if stage.clear() else "no demo was running")
         return
-    with _interruptible():
+    with _interruptible(), stage.only_one():
         passed = _perform(stage, narrator, keep=keep, as_json=as_json)
     if not passed:
         ctx.exit(FAILED)
@@ -63,7 +64,7 @@ def _perform(stage: Stage, narrator: Narrator, *, keep: bool, as_json: bool) -> 
         told = True
     finally:
         if not (told and keep):
-            _clear_up(stage, narrator, remove_data=told)
+            _clear_up(stage, narrator, told=told)
     passed = all(check.passed for check in story.checks)
     narrator.closing(story.checks)
     if keep:
@@ -74,13 +75,16 @@ def _perform(stage: Stage, narrator: Narrator, *, keep: bool, as_json: bool) -> 
     return passed
 
 
-def _clear_up(stage: Stage, narrator: Narrator, *, remove_data: bool) -> None:
-    """Not to be interrupted: a second Ctrl-C would leave services behind."""
+def _clear_up(stage: Stage, narrator: Narrator, *, told: bool) -> None:
+    """Not to be interrupted: a second Ctrl-C would leave services behind. Logs stay when the story broke off."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         narrator.note("stopping the demo's worker and services")
-        stage.stop_worker()
-        stage.stop_services(remove_data=remove_data)
+        if told:
+            stage.clear()
+        else:
+            stage.stop()
+            narrator.note(f"logs are in {_short(stage.logs)}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -103,7 +107,7 @@ def _interruptible() -> Iterator[None]:
 def _what_to_try(stage: Stage, example: Question, narrator: Narrator) -> None:
     program = _program()
     with_config = f"{program} --config {_short(stage.config)}"
-    narrator.step("Everything still runs. Try:")
+    narrator.heading("Everything still runs. Try:")
     for arguments in (
         f"status {COLLECTION}",
         f"search {COLLECTION} {shlex.quote(example.query)}",

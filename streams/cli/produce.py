@@ -91,7 +91,8 @@ def produce(
     )
     if events.fault is not None:
         raise ContentRejected(
-            f"{file}, {events.fault.message}; nothing from there on was sent; {said}", next_step=events.fault.next_step
+            f"{'standard input' if file == '-' else file}, {events.fault.message}; nothing from there on was sent; {said}",
+            next_step=events.fault.next_step,
         ) from events.fault
     if as_json:
         emit({"topic": facts.name, "sent": produced.count, "last_offsets": last, "interrupted": events.interrupted})

@@ -48,6 +48,10 @@ class Narrator:
         self._console.print()
         self._print(f"{self._step}. {title}", style="bold", indent="", later="   ")
 
+    def heading(self, title: str) -> None:
+        self._console.print()
+        self._print(title, style="bold", indent="", later="")
+
     def say(self, line: str) -> None:
         for part in line.splitlines():
             self._print(part, indent="   ", later="   ")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import streams
 from connectors import services
 from connectors.errors import ConfigurationError, Terminal
 from connectors.services import Addresses
-from connectors.services.state import Process, alive, log_file, spawn, stop
+from connectors.services.state import Process, alive, locked, log_file, spawn, stop
 
 FOLDER = Path(".crossfade/demo")
 _ROOT = Path(streams.__file__).parents[1]
@@ -36,22 +38,34 @@ class Stage:
         return self.folder / "crossfade.yaml"
 
     @property
+    def logs(self) -> Path:
+        return self.worker_log.parent
+
+    @property
     def worker_log(self) -> Path:
         return log_file(self.folder, "worker")
 
     def clear(self) -> bool:
-        """End and remove what an earlier demo left here. True when anything of it still ran."""
+        """End and remove what a demo left here. True when anything of it still ran."""
         worker = self.stop_worker()
         running = services.down(self.folder, say=lambda _: None, remove_data=True)
-        self.config.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return worker or running
+
+    def only_one(self) -> AbstractContextManager[None]:
+        """Hold the folder: two demos at once would clear each other away."""
+        return locked(
+            self.folder.with_suffix(".lock"), self.say, busy="another demo runs in this folder; waiting for it"
+        )
 
     def start_services(self) -> Addresses:
         """Raises what `connectors.services.up` raises."""
         return services.up(self.folder, say=self.say)
 
-    def stop_services(self, *, remove_data: bool) -> None:
-        services.down(self.folder, say=lambda _: None, remove_data=remove_data)
+    def stop(self) -> None:
+        """End worker and services, and leave their logs and data for whoever looks for the reason."""
+        self.stop_worker()
+        services.down(self.folder, say=lambda _: None)
 
     def write_config(self, addresses: Addresses, *, whole: bool) -> None:
         """The demo's configuration with these addresses; not `whole`: without what the demo adds later.

@@ -23,7 +23,7 @@ from streams.demo.load import Load, Window
 from streams.demo.logcheck import Difference, compare, newest_records
 from streams.demo.report import Check, Narrator, progress_line
 from streams.demo.stage import Stage
-from streams.migration.evaluate import Figures, evaluate
+from streams.migration.evaluate import evaluate
 from streams.migration.verify import verify
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command
@@ -159,7 +159,7 @@ class Story:
             f"{record.changed_mid_migration:,} changed, {counted.suppressed_by_live:,} old puts left out",
         )
         self._check(
-            "each old document embedded once at most",
+            "history embedded at most once each",
             counted.embedded_replay + counted.suppressed_by_live <= record.total == record.completed,
             f"{counted.embedded_replay:,} for {record.total:,} documents",
         )
@@ -183,28 +183,41 @@ class Story:
 
     async def _quality(self, asked: Sequence[Question]) -> None:
         self._narrator.step(f"Is v2 better? {len(asked)} questions to both, each about one known document")
-        figures = {version: await self._figures(version, asked) for version in ("v1", "v2")}
+        found = {version: await self._ranked(version, asked) for version in ("v1", "v2")}
+        figures = {
+            version: evaluate([(ids, {q.key: 1.0}) for q, ids in zip(asked, ranked, strict=True)], DEPTH)
+            for version, ranked in found.items()
+        }
         for version, one in figures.items():
             self._narrator.say(
                 f"{version}: found among the first {DEPTH} {one.recall:6.1%}   MRR {one.mrr:.3f}   "
                 f"nDCG@{DEPTH} {one.ndcg:.3f}"
             )
+        gained = [
+            question
+            for question, first, second in zip(asked, found["v1"], found["v2"], strict=True)
+            if question.key not in first and second[:1] == [question.key]
+        ]
+        if gained:
+            self.example = min(gained, key=lambda question: len(question.query))
+            self._narrator.note(f'e.g. "{self.example.query}": v2 has {self.example.key} first, v1 not at all')
         self.facts["quality"] = {version: asdict(one) for version, one in figures.items()}
         v1, v2 = figures["v1"], figures["v2"]
         self._check(
             "v2 better than v1",
             v2.recall > v1.recall and v2.mrr > v1.mrr and v2.ndcg > v1.ndcg,
-            f"nDCG@{DEPTH} {v1.ndcg:.3f} -> {v2.ndcg:.3f}, recall {v1.recall:.0%} -> {v2.recall:.0%}",
+            f"nDCG@{DEPTH} {v1.ndcg:.3f} -> {v2.ndcg:.3f}",
         )
 
-    async def _figures(self, version: str, asked: Sequence[Question]) -> Figures:
+    async def _ranked(self, version: str, asked: Sequence[Question]) -> list[list[str]]:
+        """The keys one version finds for each question, best first."""
         at_once = asyncio.Semaphore(4)
 
-        async def one(question: Question) -> tuple[list[str], dict[str, float]]:
+        async def one(question: Question) -> list[str]:
             async with at_once:
-                return await self._asker.ranked(question.query, version), {question.key: 1.0}
+                return await self._asker.ranked(question.query, version)
 
-        return evaluate(await asyncio.gather(*(one(question) for question in asked)), DEPTH)
+        return await asyncio.gather(*(one(question) for question in asked))
 
     # --- 7, 8: swaps under load --------------------------------------------------------------------------------------
 
@@ -212,11 +225,11 @@ class Story:
         self._narrator.step(f"Cutover to v2 under load: {QUERIES_PER_S:g} searches a second, before, during and after")
         load = Load(self._asker.serving, [question.query for question in asked], QUERIES_PER_S)
         async with self._beside(load.run()):
-            begin = await self._swap(load, 0, "cutover", "v2", "atomic cutover to v2")
+            begin = await self._swap(load, 0, "cutover", "v2", "cutover to v2, searches meanwhile")
             self._narrator.step("Second thoughts: rollback to v1, which was kept current, under the same load")
-            begin = await self._swap(load, begin, "rollback", "v1", "rollback to v1")
+            begin = await self._swap(load, begin, "rollback", "v1", "rollback to v1, searches meanwhile")
             self._narrator.step("And forward again to v2, where it stays")
-            await self._swap(load, begin, "cutover", "v2", "cutover to v2 again")
+            await self._swap(load, begin, "cutover", "v2", "and to v2 again, searches meanwhile")
             load.stop()
 
     async def _swap(self, load: Load, begin: int, verb: str, to: str, name: str) -> int:
@@ -247,7 +260,7 @@ class Story:
         swaps.append({"name": name, "from": old, "to": new, "per_s": window.per_s, **asdict(window)})
         whole = not (window.failed or window.mixed) and set(window.by_space) == {old, new} and alias == new
         enough = window.queries >= LEAST_QUERIES and window.per_s >= LEAST_PER_S
-        found = f"{window.queries:,} searches at {window.per_s:.0f}/s: {window.failed} failed, {window.mixed} mixed"
+        found = f"{window.queries:,} at {window.per_s:.0f}/s: {window.failed} failed, {window.mixed} mixed"
         self._check(name, whole and enough, found if alias == new else f"{found}; the alias points to {alias}")
 
     # --- 9: the log has the last word --------------------------------------------------------------------------------
@@ -269,7 +282,7 @@ class Story:
             difference = await compare(newest, self._out.store.space(self._build(version).space))
             found[version] = asdict(difference)
             line = _differs(difference)
-            self._narrator.say(f"{version}: {line}")
+            self._narrator.say(f"{version}: {line}, by source hash and offset.")
             self._check(f"{version} equals the log", difference.none and difference.documents > 0, line)
         self.facts["log_check"] = found
 
@@ -288,9 +301,9 @@ class Story:
         }
         self._narrator.say(f"At the end {collection.serving} serves, {collection.previous} is kept current behind it.")
         self._check(
-            "the alias follows the state",
+            "the alias points where the state says",
             collection.serving == "v2" and alias == self._build("v2").space,
-            f"{self._alias()} -> {alias}",
+            alias or "nowhere",
         )
 
     # --- helpers -----------------------------------------------------------------------------------------------------
@@ -318,7 +331,7 @@ class Story:
                     raise Terminal(f"{key} stopped: {build.failure.cause}", next_step=build.failure.next_step)
                 if record is None or build is None or record.epoch != build.epoch:
                     return False
-                if record.planned:
+                if record.planned and record.rate_per_s > 0:
                     line.show(progress_line(record))
                 return build.stage is BuildStage.READY and record.replay_done
 
@@ -390,7 +403,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def _differs(found: Difference) -> str:
     if found.none:
-        return f"{found.equal:,} of {found.documents:,} documents equal, none missing, none extra"
+        return f"{found.equal:,} of {found.documents:,} documents equal"
     return (
         f"{found.equal:,} of {found.documents:,} equal; missing {len(found.missing)}, "
         f"different {len(found.different)}, extra {len(found.extra)}"

@@ -278,6 +278,10 @@ class VectorStore(Protocol):
         """The description the space was created with, or None when there is no such space."""
         ...
 
+    async def properties(self, name: str) -> Mapping[str, str]:
+        """The user's properties of a space, by name and type. Raises IdentityChanged when it is gone."""
+        ...
+
     async def drop_space(self, name: str) -> None:
         """Absent is no error."""
         ...

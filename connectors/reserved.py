@@ -109,7 +109,7 @@ def check_vector(vector: Vectors, dimensions: int) -> CrossfadeError | None:
     if vector.shape[0] != dimensions:
         return WrongModel(
             f"a vector of {vector.shape[0]} dimensions for a space of {dimensions}",
-            next_step="check which model the endpoint serves: `crossfade doctor`",
+            next_step="check which model the endpoint serves, and the dimensions of the version",
         )
     squares = float(np.dot(vector, vector))
     if not (math.isfinite(squares) or bool(np.isfinite(vector).all())):

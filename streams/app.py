@@ -20,9 +20,9 @@ import faust
 from faust.types import TP
 from pydantic import ValidationError
 
-from connectors.errors import ConfigurationError, CrossfadeError, NotFound, Transient
+from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient
 from streams import config
-from streams.build_runner import AgentHost, BuildRunner
+from streams.build_runner import AgentHost, BuildRunner, failure_command
 from streams.chunking import make_chunker
 from streams.config import Settings, envelope_of, schema_of
 from streams.control import send
@@ -30,6 +30,7 @@ from streams.controller import Controller
 from streams.controller import Outside as ControllerOutside
 from streams.embed_agent import Batch, Build, Limits
 from streams.faust_credentials import broker_credentials
+from streams.identity import check_model, check_source, check_state_kept
 from streams.migration.verify import held_positions, verify
 from streams.ordering import Lease
 from streams.progress import ProgressRecord
@@ -40,6 +41,7 @@ from streams.wiring import Outside, make_embedder, make_encoder, wall_ms
 log = logging.getLogger(__name__)
 
 CONFIG_LOOK_EVERY_S = 2.0
+UNHOSTED_MS = 10_000
 LEASE_MARGIN_S = 3.0
 CONTROLLER_SESSION_S = 10.0
 CHANNEL_DELIVERIES = 2
@@ -90,6 +92,7 @@ class Worker:
         self._look_now = asyncio.Event()
         self._running: dict[tuple[str, int], _Hosted] = {}
         self._told: set[str] = set()
+        self._misfits: dict[str, IdentityChanged] = {}
 
     def stop(self) -> None:
         """Drain, commit and leave; `run` returns when that is done."""
@@ -108,8 +111,16 @@ class Worker:
         try:
             await self._out.topics.wait_for_broker(BROKER_PATIENCE_S, log.warning)
             await self._out.ensure_topics()
+            spaces, groups = await self._out.store.spaces(), await self._out.topics.groups(self._out.names.prefix)
             self._view, self._progress = self._out.state_view(), self._out.progress_view()
             await self._view.load()
+            check_state_kept(
+                self._out.names.prefix,
+                state_is_empty=not self._view.collections,
+                aliases=[collection.alias for collection in self._settings.collections.values()],
+                spaces=spaces,
+                groups=groups,
+            )
             await self._progress.load()
             with tempfile.TemporaryDirectory(prefix="crossfade-") as folder:
                 await self._supervise(on_ready, folder)
@@ -247,8 +258,10 @@ class Worker:
                     await asyncio.gather(hosted.task, return_exceptions=True)
             for key, build in wanted.items():
                 if key not in self._running:
-                    task = asyncio.create_task(self._runner(build).run())
-                    self._running[key] = _Hosted(task, self._settings_of(build))
+                    settings = self._settings_of(build)
+                    task = asyncio.create_task(self._runner(build, *settings).run())
+                    self._running[key] = _Hosted(task, settings)
+            await self._report_misfits()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONFIG_LOOK_EVERY_S):  # the configuration may have changed instead
                     await self._view.changed()
@@ -259,27 +272,42 @@ class Worker:
         return collection.model_copy(update={"versions": {}}), collection.version(build.version)
 
     def _can_host(self, build: BuildState) -> bool:
-        """This worker's configuration must know the version, as the same model."""
+        """This worker's configuration must know the version, as the same model of the same topic."""
+        self._misfits.pop(build.key, None)
         try:
-            collection = self._settings.collection(build.collection)
-            fingerprint = envelope_of(collection, collection.version(build.version)).fingerprint
+            collection, version = self._settings_of(build)
         except NotFound:
             self._tell(f"{build.key} is not in this worker's configuration: it is not hosted here")
             return False
-        if fingerprint != build.fingerprint:
-            self._tell(
-                f"{build.key} is model {build.fingerprint}, this worker's configuration says {fingerprint}: "
-                "it is not hosted here; give a changed model a new version name"
-            )
+        try:
+            check_source(build, collection.topic)
+            check_model(build, envelope_of(collection, version).fingerprint)
+        except IdentityChanged as error:
+            self._misfits[build.key] = error
+            self._tell(f"{build.key} is not hosted here: {error}")
             return False
         return True
+
+    async def _report_misfits(self) -> None:
+        """Stop, with its cause, a build that this worker may not host, unless another worker hosts it."""
+        now_ms = wall_ms()
+        for key, error in self._misfits.items():
+            build = self._view.builds.get(key)
+            if build is None or not build.active or build.failure is not None:
+                continue
+            reported = [r.updated_at for r in self._progress.partitions(build)]
+            if now_ms - max([build.updated_ms, *reported]) > UNHOSTED_MS:
+                with contextlib.suppress(Transient):
+                    await send(self._out.sink, self._out.names, failure_command(build, error, self._name))
 
     def _tell(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
             log.error("%s", message)
 
-    def _runner(self, build: BuildState) -> BuildRunner:
+    def _runner(self, build: BuildState, collection: config.Collection, version: config.Version) -> BuildRunner:
+        """`collection`, `version`: as they passed `_can_host`: a restart must not take up what the file says later."""
+
         def state() -> BuildState:
             now = self._view.builds.get(build.key, build)
             return now if now.epoch == build.epoch else build
@@ -289,7 +317,7 @@ class Worker:
 
         return BuildRunner(
             state,
-            self._make_build,
+            lambda state: self._make_build(state, collection, version),
             self._out.kafka,
             self._out.store,
             self._out.sink,
@@ -300,9 +328,7 @@ class Worker:
             lambda state: held_positions(self._out, state),
         )
 
-    def _make_build(self, state: BuildState) -> Build:
-        collection = self._settings.collection(state.collection)
-        version = collection.version(state.version)
+    def _make_build(self, state: BuildState, collection: config.Collection, version: config.Version) -> Build:
         weaviate, kafka = self._settings.weaviate, self._settings.kafka
         return Build(
             collection=state.collection,

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from connectors.errors import CrossfadeError, Fenced, IdentityChanged, Terminal, Transient
+from connectors.errors import CrossfadeError, Fenced, IdentityChanged, NotFound, Terminal, Transient
 from connectors.protocols import Log, RecordSink, VectorStore
 from streams.embed_agent import Batch, Build, EmbedAgent
-from streams.identity import check_position, check_topic
+from streams.identity import check_position, check_properties, check_space, check_topic, topic_gone
 from streams.live import LiveLane
 from streams.mend import Mender
 from streams.migration.sweep import DeadLetterKey
@@ -24,13 +25,13 @@ from streams.progress import Counters, ProgressRecord, Rate, Status, eta_s
 from streams.replay import ReplayLane
 from streams.retry import pause_s
 from streams.state import BuildState, Command, TopicNames
-from streams.versions import Envelope
 
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 1.0
-CHECK_EVERY_S = 10.0
+CHECK_EVERY_S = 5.0
 SAY_AGAIN_S = 5.0
+FRESH_MS = 10_000
 REQUESTS_LOOK_EVERY_S = 0.5
 
 
@@ -87,8 +88,13 @@ class BuildRunner:
                 wait_s = pause_s(attempt, Transient(""))
                 log.warning("%s joins its group again in %.1f s: %s", build.name, wait_s, error.message)
             except Terminal as error:
-                await self._report_failure(error)
-                await asyncio.Event().wait()  # the state view will have this runner stopped
+                if run.at_the_door and self._others_write(build.wall_ms()):
+                    # what is wrong is here: another deployment's worker must not stop the one that is right (rule 10)
+                    wait_s = SAY_AGAIN_S
+                    log.error("%s is not hosted here, while others write it: %s", build.name, error)
+                else:
+                    await self._report_failure(await self._named(error))
+                    await asyncio.Event().wait()  # the state view will have this runner stopped
             except Transient as error:
                 wait_s = pause_s(attempt, error)
                 log.warning("%s starts again in %.1f s: %s", build.name, wait_s, error.message)
@@ -104,16 +110,36 @@ class BuildRunner:
         """Put a command of this worker on the commands topic; the controller applies an id once."""
         await self._sink.send(self._topics.commands, command.collection.encode(), command.to_bytes())
 
+    async def _named(self, error: Terminal) -> Terminal:
+        """What a client can only call an offset out of range is mostly a topic created anew: then say that."""
+        state = self._state()
+        try:
+            if isinstance(error, IdentityChanged | NotFound):
+                check_topic(state, await self._kafka.facts(state.topic))
+        except NotFound:
+            return topic_gone(state)
+        except IdentityChanged as named:
+            return named
+        except Transient:
+            log.info("%s: the topic could not be looked at", state.key)
+        return error
+
+    def _others_write(self, now_ms: int) -> bool:
+        """Whether another worker has just reported on this build."""
+        state = self._state()
+        records = [self._last_progress(f"{state.key}/{partition}") for partition in range(state.partitions)]
+        return any(
+            r is not None
+            and r.epoch == state.epoch
+            and r.worker != self._worker_name
+            and now_ms - r.updated_at < FRESH_MS
+            for r in records
+        )
+
     async def _report_failure(self, error: CrossfadeError) -> None:
         state = self._state()
         log.error("%s stops: %s", state.key, error)
-        command = Command(
-            verb="failed",
-            collection=state.collection,
-            version=state.version,
-            args={"epoch": state.epoch, "cause": error.message, "next_step": error.next_step},
-            who=self._worker_name,
-        )
+        command = failure_command(state, error, self._worker_name)
         while True:
             with contextlib.suppress(Transient):
                 await self.send(command)
@@ -122,10 +148,22 @@ class BuildRunner:
             await asyncio.sleep(SAY_AGAIN_S)
 
 
+def failure_command(state: BuildState, error: CrossfadeError, who: str) -> Command:
+    """What tells the controller that a build must stop, with the cause and the command that helps."""
+    return Command(
+        verb="failed",
+        collection=state.collection,
+        version=state.version,
+        args={"epoch": state.epoch, "cause": error.message, "next_step": error.next_step},
+        who=who,
+    )
+
+
 class _Run:
     """One start of a build: from the committed positions until something fails or the runner is cancelled."""
 
     def __init__(self, runner: BuildRunner, build: Build) -> None:
+        self.at_the_door = True
         self._runner = runner
         self._build = build
         self._state = runner._state
@@ -143,6 +181,7 @@ class _Run:
     async def until_it_ends(self) -> None:
         runner, state = self._runner, self._state()
         await self._check_space(state)
+        self.at_the_door = False
         self._agent = EmbedAgent(self._build)
         self._mender = Mender(self._build, runner._kafka, self._agent)
         self._host = runner._make_host(f"{state.collection}.{state.version}.{state.epoch}")
@@ -169,29 +208,20 @@ class _Run:
 
     async def _check_space(self, state: BuildState) -> None:
         """Refuse to write into a space that is not the one this build made (section 5)."""
-        description = await self._runner._store.description(state.space)
-        next_step = (
-            f"crossfade abort {state.collection} {state.version} --confirm {state.version}, "
-            f"then crossfade start {state.collection} {state.version}"
-        )
-        if description is None:
-            raise IdentityChanged(
-                f"the space {state.space} of {state.key} is gone; it is never created again behind your back",
-                next_step=next_step,
-            )
-        fingerprint = Envelope.from_json(description).fingerprint
-        if fingerprint != state.fingerprint:
-            raise IdentityChanged(
-                f"the space {state.space} holds vectors of model {fingerprint}, {state.key} is {state.fingerprint}",
-                next_step=next_step,
-            )
+        store, schema = self._runner._store, self._build.schema
+        check_space(state, await store.description(state.space))
+        late = check_properties(state, schema.properties, await store.properties(state.space))
+        if late:
+            log.warning("%s: %s came after its space was made and is left out there", state.key, ", ".join(late))
+            kept = {name: kind for name, kind in schema.properties.items() if name not in late}
+            self._build.schema = replace(schema, properties=kept)
 
     async def _agent_failed(self) -> None:
         await self._agent.failed
 
     # what comes and goes with partitions: see streams.live.Partitions
 
-    async def gained(self, ledger: PartitionLedger, *, sweep: bool) -> None:
+    async def gained(self, ledger: PartitionLedger) -> None:
         runner, state = self._runner, self._state()
         tasks = self._tasks.setdefault(ledger, [])
         self._rates[ledger.partition] = Rate()
@@ -211,7 +241,7 @@ class _Run:
             )
             self._replays[ledger.partition] = replay
             tasks.append(self._group.create_task(self._while_owned(ledger, replay.run())))
-        tasks.append(self._group.create_task(self._while_owned(ledger, self._serve_requests(ledger, sweep=sweep))))
+        tasks.append(self._group.create_task(self._while_owned(ledger, self._serve_requests(ledger))))
 
     def _last_report(self, partition: int) -> ProgressRecord | None:
         """What a former owner of the partition reported last; up to a report's interval of it may be missing."""
@@ -238,11 +268,11 @@ class _Run:
             if ledger.active:
                 raise
 
-    async def _serve_requests(self, ledger: PartitionLedger, *, sweep: bool) -> None:
-        """What operators ask of this partition's owner, one after the other; first its own sweep, if it needs one."""
-        if sweep:
-            await self._sweep(ledger)
+    async def _serve_requests(self, ledger: PartitionLedger) -> None:
+        """What operators ask of this partition's owner, one after the other; first its own sweep, when it needs one."""
         while True:
+            if ledger.sweep_due:
+                await self._sweep(ledger)
             state = self._state()
             for request in [r for r in state.requests if r.id > self._requests_done.get(ledger.partition, 0)]:
                 if request.kind == "repair":
@@ -277,12 +307,13 @@ class _Run:
     # reports
 
     async def _check_identity(self) -> None:
-        """Rules 1 and 2 while it runs: the topic is still the one, and its end has not moved backwards."""
+        """Rules 1 and 2 while it runs: topic and space are still the ones; `_report` looks at the log's ends."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             with contextlib.suppress(Transient):
                 state = self._state()
                 check_topic(state, await self._runner._kafka.facts(state.topic))
+                check_space(state, await self._runner._store.description(state.space))
 
     async def _report(self) -> None:
         """Progress of every owned partition, each second, to the progress topic."""

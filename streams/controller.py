@@ -15,7 +15,7 @@ from typing import TypeVar
 import orjson
 from pydantic import JsonValue
 
-from connectors.errors import ConfigurationError, CrossfadeError, Fenced, Refused, Transient, UnknownOutcome
+from connectors.errors import ConfigurationError, CrossfadeError, Fenced, Refused, Terminal, Transient, UnknownOutcome
 from connectors.protocols import AtomicWriter, Embedder, Log, SpaceSpec, VectorStore, Write
 from streams import config
 from streams.config import Settings, envelope_of
@@ -72,6 +72,8 @@ class Controller:
         self._builds: dict[str, BuildState] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._in_office = asyncio.Event()
+        self._load_state: Callable[[], Awaitable[StateView]]
+        self._unsure = False  # whether the last write stands
 
     @property
     def active(self) -> bool:
@@ -80,8 +82,10 @@ class Controller:
     async def take_over(self, load_state: Callable[[], Awaitable[StateView]]) -> None:
         """Fence the controller before this one, read what stands, and complete what it had begun."""
         await self._writer.fence()
+        self._load_state = load_state
         view = await load_state()
         self._collections, self._builds = dict(view.collections), dict(view.builds)
+        self._unsure = False
         self._in_office.set()
         log.info("this worker is the controller")
         for name, collection in list(self._collections.items()):
@@ -102,18 +106,53 @@ class Controller:
         """
         await self._in_office.wait()
         async with self._locks.setdefault(command.collection, asyncio.Lock()):
-            if not self.active:
+            if not await self._knows_the_state():
                 return
+            begun = self._begun(command.collection)
+            if begun is not None and begun.id != command.id:  # one step at a time: that one first
+                await self._attempt(begun)
+                if self._begun(command.collection) is not None:
+                    return  # it still waits out some trouble, and this one with it: its sender asks again
             current = self._collections.get(command.collection)
-            if current is not None and current.outcome(command.id) is not None:
-                return
-            try:
-                await self._apply(command)
-            except Fenced:
-                log.warning("another controller has taken over")
-                self.stand_down()
-            except CrossfadeError as error:
-                await self._refuse(command, error)
+            if current is None or current.outcome(command.id) is None:
+                await self._attempt(command)
+
+    async def _knows_the_state(self) -> bool:
+        """In office, and sure of what the state topic holds. False: the sender asks again."""
+        try:
+            if self.active and self._unsure:
+                await self._read_again()
+        except Fenced:
+            self.stand_down()
+        except Transient as error:
+            log.error("the state cannot be read: %s", error)
+            return False
+        return self.active
+
+    async def _read_again(self) -> None:
+        """After a lost answer: fence, and take what stands for the truth, whoever wrote it."""
+        if not self.active:
+            raise Fenced("another worker is the controller now")
+        await self._writer.fence()
+        view = await self._load_state()
+        self._collections, self._builds = dict(view.collections), dict(view.builds)
+        self._unsure = False
+
+    def _begun(self, collection: str) -> Command | None:
+        """The step of several writes that has begun and has no result yet."""
+        current = self._collections.get(collection)
+        return current.intent.command if current is not None and current.intent is not None else None
+
+    async def _attempt(self, command: Command) -> None:
+        if not self.active:
+            return
+        try:
+            await self._apply(command)
+        except Fenced:
+            log.warning("another controller has taken over")
+            self.stand_down()
+        except CrossfadeError as error:
+            await self._refuse(command, error)
 
     async def _apply(self, command: Command) -> None:
         verbs = {
@@ -137,6 +176,11 @@ class Controller:
         if collection is not None and collection.intent is not None and isinstance(error, Transient):
             log.error("%s of %s is not complete and will be tried again: %s", command.verb, command.collection, error)
             return  # the intent stands; `watch` completes it
+        if isinstance(error, Transient) and (
+            command.verb in ("replayed", "failed") or command.args.get("origin") == "configuration"
+        ):
+            log.error("%s of %s waits: %s", command.verb, command.collection, error)
+            return  # a worker asks again under the same id: an outcome would end that
         if collection is None:
             collection = CollectionState(collection=command.collection, alias="", topic="")
         outcome = CommandOutcome(id=command.id, ok=False, message=error.message, next_step=error.next_step)
@@ -146,6 +190,8 @@ class Controller:
             )
         except Fenced:
             self.stand_down()
+        except Transient as trouble:
+            log.error("the refusal of %s %s was not recorded: %s", command.verb, command.collection, trouble)
 
     # verbs of one write
 
@@ -238,6 +284,7 @@ class Controller:
                     "it will forget documents that no event has changed for a while",
                     next_step=f"kafka-configs --alter --topic {configured.topic} --add-config cleanup.policy=compact",
                 )
+            self._check_same_deployment(collection, configured)
             await self._check_dimensions(command.collection, version_name, version)
             collection = (collection or CollectionState(collection=command.collection, alias="", topic="")).model_copy(
                 update={"alias": configured.alias, "topic": configured.topic}
@@ -258,9 +305,16 @@ class Controller:
                 provenance=dict(version.provenance),
                 started_ms=self._out.wall_ms(),
             )
+            if await self._out.store.description(existing.space) is not None:
+                raise Refused(
+                    f"the space {existing.space} exists already, and the state knows nothing of it: another deployment "
+                    "made it, or the state was lost",
+                    next_step="give this deployment an alias of its own; drop the space only if nobody reads it",
+                )
             collection = collection.model_copy(update={"epochs": epoch, "intent": Intent(command=command)})
             await self._commit(collection, [existing], command, "declared")
         assert existing is not None
+        envelope = existing.model  # as it was declared: the configuration may have changed since
         spec = SpaceSpec(
             existing.space,
             envelope.dimensions,
@@ -279,6 +333,23 @@ class Controller:
             building,
             data={"space": building.space, "epoch": building.epoch, "fingerprint": building.fingerprint},
         )
+
+    def _check_same_deployment(self, collection: CollectionState | None, configured: config.Collection) -> None:
+        """While versions of a collection are written, its topic and alias stay what they are."""
+        if collection is None or not any(
+            b.active for b in self._builds.values() if b.collection == collection.collection
+        ):
+            return
+        for what, stored, wanted in (
+            ("topic", collection.topic, configured.topic),
+            ("alias", collection.alias, configured.alias),
+        ):
+            if stored != wanted:
+                raise Refused(
+                    f"the {what} of {collection.collection} is {stored}, the configuration says {wanted}: two "
+                    f"deployments with one kafka.topic_prefix, or a changed {what}",
+                    next_step=f"give each deployment a kafka.topic_prefix of its own, or put the {what} back",
+                )
 
     async def _check_dimensions(self, collection: str, name: str, version: config.Version) -> None:
         """The endpoint must give what the version declares, before a space of the wrong size exists."""
@@ -322,6 +393,7 @@ class Controller:
                     next_step=f"repair them at their producer, or accept them by name: crossfade cutover "
                     f"{build.collection} {build.version} --accept-held KEY (once for each)",
                 )
+            self._check_settled(build)  # again: a sweep takes its time, and a worker may have died meanwhile
             if command.args.get("check"):
                 await self._done(command, f"{build.key} can cut over", data=found)
                 return
@@ -361,7 +433,6 @@ class Controller:
         serving = self._builds.get(f"{collection.collection}/{collection.serving}") if collection.serving else None
         target = await self._surely(lambda: self._out.store.alias_target(collection.alias))
         if target not in (build.space, serving.space if serving else None):
-            await self._give_up(collection)
             raise Refused(
                 f"the alias {collection.alias} points to {target or 'nothing'}, which Crossfade did not do",
                 next_step="find out who moved it, then try again: the alias is Crossfade's alone",
@@ -460,8 +531,11 @@ class Controller:
                     await self._check_alias(collection)
                 except Fenced:
                     self.stand_down()
-                except Transient as error:
-                    log.info("the alias of %s was not checked: %s", collection.collection, error.message)
+                except CrossfadeError as error:
+                    self._unsure = self._unsure or isinstance(error, UnknownOutcome)
+                    log.error("the alias of %s was not checked: %s", collection.collection, error)
+                except Terminal as error:  # its space is gone, say: that must not end what serves the others
+                    log.error("the alias of %s cannot be put right: %s", collection.collection, error)
 
     async def _check_alias(self, collection: CollectionState) -> None:
         """A late request of a former controller may have moved it (rule 10: one controller, and it looks first)."""
@@ -503,9 +577,6 @@ class Controller:
         await self._commit(collection, builds, command, f"{command.verb} begins")
         return collection
 
-    async def _give_up(self, collection: CollectionState) -> None:
-        self._collections[collection.collection] = collection.model_copy(update={"intent": None})
-
     async def _done(
         self,
         command: Command,
@@ -544,11 +615,22 @@ class Controller:
         records += [Write(self._names.state, build.key.encode(), build.to_bytes()) for build in builds]
         records.append(Write(self._names.journal, command.collection.encode(), entry.to_bytes()))
 
+        before = self._collections.get(collection.collection)
+
         async def write() -> None:
+            if self._unsure:  # all of it stands or nothing does, or another controller has written since
+                await self._read_again()
+                stands = self._collections.get(collection.collection)
+                if stands == collection:
+                    return
+                if stands != before:
+                    raise Refused(
+                        f"another controller has changed {collection.collection} meanwhile", next_step="try again"
+                    )
             try:
                 await self._writer.write(records)
-            except UnknownOutcome:  # all of it stands or nothing does; the same records again change nothing
-                await self._writer.fence()
+            except UnknownOutcome:
+                self._unsure = True
                 raise
 
         await self._surely(write)

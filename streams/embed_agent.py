@@ -150,6 +150,8 @@ class EmbedAgent:
             Event(Lane.MEND, record, documents.key_digest(record.key or b""), change, ledger, check=False)
             for record, change in changes
         ]
+        for event in events:  # rule 11: it lies below the commits, so only a doubt tells the next owner of it
+            ledger.doubt(event, asyncio.get_running_loop().time())
         self._dispatch(Lane.MEND, self._claim(ledger, events))
 
     def _admit_live(self, batch: Batch) -> list[Event]:

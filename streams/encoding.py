@@ -1,6 +1,6 @@
 """Texts to the vectors of one model version: prefixes, batches, checks and normalisation, as its envelope says.
 
-It must never let through a vector of another size, not finite, or zero where the metric is the cosine.
+It must never let through a vector of another size, not finite, or zero.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Encoder:
         size = max(1, self._embedder.max_batch)
         for begin in range(0, len(wanted), size):
             await self._encode_some(prefixed, wanted[begin : begin + size], vectors, refused)
-        if refused and len(refused) == len(wanted):
-            await self._check_canary(refused[wanted[0]])
+        if refused:
+            await self._check_canary(refused[min(refused)])
         return Encoded(vectors, rejected | refused)
 
     async def encode_query(self, text: str) -> Vectors:
@@ -92,7 +92,9 @@ class Encoder:
             if isinstance(error, RejectedTexts):
                 named = {wanted[place] for place in error.indexes if 0 <= place < len(wanted)}
             else:
-                named = set(wanted) if len(wanted) == 1 else set()
+                named = set()
+            if len(wanted) == 1:
+                named = set(wanted)
             refused.update(dict.fromkeys(named, error))
             rest = [index for index in wanted if index not in named]
             parts = [rest] if named else [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
@@ -102,8 +104,8 @@ class Encoder:
             return
         for place in self._unusable(raw):
             refused[wanted[place]] = ContentRejected(
-                "the model gives a zero vector for this text, which has no cosine",
-                next_step="change the text, or use a metric other than cosine",
+                "the model gives a zero vector for this text, by which nothing can be found",
+                next_step="change the text",
             )
         vectors[wanted] = self._finish(raw)
 
@@ -117,9 +119,7 @@ class Encoder:
         return raw
 
     def _unusable(self, raw: Vectors) -> list[int]:
-        """Places of zero rows, where a zero vector has no meaning."""
-        if self.envelope.metric != "cosine" and not self.envelope.normalize:
-            return []
+        """Places of zero rows: they have no cosine, and no store takes them whatever the metric."""
         return [int(place) for place in np.flatnonzero(~raw.any(axis=1))]
 
     def _finish(self, raw: Vectors) -> Vectors:
@@ -133,7 +133,7 @@ class Encoder:
         return unit
 
     async def _check_canary(self, cause: ContentRejected) -> None:
-        """When every text was refused, an endpoint that refuses all must not fill the dead letters: ask a plain one."""
+        """An endpoint that now refuses all must not fill the dead letters: after a refusal, ask a plain sentence."""
         try:
             raw = await self._embed([self.envelope.document_prefix + PROBE_TEXT])
         except ContentRejected as error:

@@ -29,31 +29,35 @@ COMMIT_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LiveCommit:
-    """Metadata of a live commit. `clean`: the owner left with nothing in flight and nothing in doubt."""
+    """Metadata of a live commit. `clean`: the owner left with nothing in flight and nothing in doubt.
+
+    `doubts`: events below this commit may still change, or were never swept (rules 8 and 11). `at_ms`: until when the
+    lane was following the log; a lane on hold is not.
+    """
 
     epoch: int
     clean: bool
+    doubts: bool
     at_ms: int
 
     def to_metadata(self) -> str:
-        return orjson.dumps({"epoch": self.epoch, "clean": self.clean, "at": self.at_ms}).decode()
+        values = {"epoch": self.epoch, "clean": self.clean, "doubts": self.doubts, "at": self.at_ms}
+        return orjson.dumps(values).decode()
 
     @classmethod
     def from_metadata(cls, metadata: str) -> LiveCommit:
         """Metadata that somebody else wrote counts as an unclean leave, long ago."""
         try:
             raw = orjson.loads(metadata)
-            return cls(int(raw["epoch"]), bool(raw["clean"]), int(raw["at"]))
+            return cls(int(raw["epoch"]), bool(raw["clean"]), bool(raw["doubts"]), int(raw["at"]))
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            return cls(0, False, 0)
+            return cls(0, False, True, 0)
 
 
 class Partitions(Protocol):
     """What else must happen when partitions come and go: the replay lane and the mender of each."""
 
-    async def gained(self, ledger: PartitionLedger, *, sweep: bool) -> None:
-        """`sweep`: the lane resumes from before what tombstones are kept for, and must mend itself (rule 8)."""
-        ...
+    async def gained(self, ledger: PartitionLedger) -> None: ...
 
     async def dropped(self, ledgers: Sequence[PartitionLedger], *, lost: bool) -> None:
         """Stop whatever was begun for them. Not `lost`: they were drained, and a last checkpoint may be made."""
@@ -83,7 +87,9 @@ class LiveLane:
         self._agent = agent
         self._deliver = deliver
         self._partitions = partitions
-        self._held = False
+        self._held: set[int] = set()
+        self._following_ms = build.wall_ms()
+        self._delete_retention_ms = 0
         self._committed_at_s = float("-inf")
         self._delivered: dict[int, int] = {}
         self.ledgers = agent.ledgers
@@ -97,19 +103,29 @@ class LiveLane:
                 records = await self._reader.read(self._build.limits.read_records, READ_TIMEOUT_S)
                 if delivery := self._batches(records):
                     await self._deliver(delivery)
-                if loop.time() - self._committed_at_s >= COMMIT_EVERY_S:
+                if loop.time() - self._committed_at_s >= COMMIT_EVERY_S or self._must_commit():
                     await self._commit()
         finally:
             await self._reader.close()
 
     def _hold_or_go_on(self) -> None:
-        """Stop fetching while there is no room; reads go on all the same, because membership lives in them."""
+        """Stop fetching while there is no room; reads go on all the same, because membership lives in them.
+
+        A partition gained meanwhile is held too, and those held before it are not forgotten.
+        """
         hold = self._state().paused == "all" or not self._agent.has_room(Lane.LIVE)
-        if hold and not self._held:
-            self._reader.pause(list(self.ledgers))
-        elif self._held and not hold:
-            self._reader.resume(list(self.ledgers))
-        self._held = hold
+        now_ms = self._build.wall_ms()
+        if not hold:
+            if now_ms - self._following_ms > self._delete_retention_ms:  # rule 8: tombstones may be gone by now
+                for ledger in self.ledgers.values():
+                    ledger.sweep_due = True
+            self._following_ms = now_ms
+        if hold:
+            if fresh := self.ledgers.keys() - self._held:
+                self._reader.pause(sorted(fresh))
+        elif self._held:
+            self._reader.resume(sorted(self._held))
+        self._held = set(self.ledgers) if hold else set()
 
     def _batches(self, records: Sequence[Record]) -> list[Batch]:
         by_partition: dict[int, list[Record]] = {}
@@ -126,14 +142,23 @@ class LiveLane:
             batches.append(Batch(Lane.LIVE, ledger, mine, digests, position))
         return batches
 
+    def _must_commit(self) -> bool:
+        """Work waits for a commit: writes until the group knows of a doubt, reads until the window has room."""
+        window = self._build.limits.window
+        return any(not one.may_write or one.live.worth_committing(window) for one in self.ledgers.values())
+
     async def _commit(self) -> None:
         """Commit the contiguous prefix (rule 6), and so renew the lease (rule 11), also when nothing is new."""
         if not self.ledgers:
             return
         loop = asyncio.get_running_loop()
         sent_at_s = loop.time()
+        sent = {ledger: (self._commit_of(ledger, clean=False), ledger.in_doubt) for ledger in self.ledgers.values()}
+        for ledger, (_, in_doubt) in sent.items():
+            if ledger.told and not in_doubt:
+                ledger.told = False  # from now on, not only from the answer on
         try:
-            await self._reader.commit({p: self._commit_of(ledger, clean=False) for p, ledger in self.ledgers.items()})
+            await self._reader.commit({ledger.partition: commit for ledger, (commit, _) in sent.items()})
         except Fenced:
             log.warning(
                 "%s: the group has gone on without this worker; its partitions come back by a rebalance",
@@ -143,10 +168,13 @@ class LiveLane:
             log.warning("%s: a commit got no answer, writes wait for the next: %s", self._build.name, error.message)
         else:
             self._build.lease.renew(sent_at_s)
+            for ledger, (commit, in_doubt) in sent.items():
+                ledger.told = in_doubt
+                ledger.live.acknowledge(commit.offset)
         self._committed_at_s = loop.time()
 
     def _commit_of(self, ledger: PartitionLedger, *, clean: bool) -> Commit:
-        metadata = LiveCommit(self._build.epoch, clean, self._build.wall_ms())
+        metadata = LiveCommit(self._build.epoch, clean, ledger.in_doubt, self._following_ms)
         return Commit(ledger.live.committable, metadata.to_metadata())
 
     # the group's callbacks
@@ -157,13 +185,13 @@ class LiveLane:
         facts = await self._kafka.facts(state.topic)
         check_topic(state, facts)
         bounds = await self._kafka.bounds(state.topic)
+        self._delete_retention_ms = facts.delete_retention_ms
         limits = self._build.limits
         starts: dict[int, int] = {}
         for partition, commit in committed.items():
             position = commit.offset if commit is not None else state.start[partition]  # rule 2
             check_position(state, partition, position, bounds[partition])
             ledger = PartitionLedger(partition, live_position=position, replaying=partition not in state.replayed)
-            sweep = False
             if commit is not None:
                 last = LiveCommit.from_metadata(commit.metadata)
                 if not last.clean:
@@ -172,13 +200,12 @@ class LiveLane:
                     )
                 away_ms = self._build.wall_ms() - last.at_ms
                 ledger.recheck_replay = limits.reach
-                sweep = last.at_ms > 0 and away_ms > facts.delete_retention_ms  # rule 8
+                ledger.sweep_due = last.doubts or away_ms > facts.delete_retention_ms  # rules 11 and 8
             self.ledgers[partition] = ledger
             self._delivered[partition] = -1
             starts[partition] = position
-            await self._partitions.gained(ledger, sweep=sweep)
+            await self._partitions.gained(ledger)
         self._committed_at_s = float("-inf")  # commit at once: it is the first proof of membership
-        self._held = False
         log.info("%s owns partitions %s", self._build.name, sorted(self.ledgers))
         return starts
 
@@ -196,4 +223,5 @@ class LiveLane:
         log.warning("%s lost partitions %s to another worker", self._build.name, sorted(partitions))
 
     def _drop(self, partitions: Sequence[int]) -> list[PartitionLedger]:
+        self._held -= set(partitions)
         return [ledger for p in partitions if (ledger := self.ledgers.pop(p, None)) is not None]

@@ -18,7 +18,7 @@ from streams.documents import Delete, Put, Rejected
 from streams.embed_agent import Build, EmbedAgent
 from streams.migration.compare import Comparison, Suspect
 from streams.ordering import Doubt, Expected, Finding, PartitionLedger
-from streams.replay import plan_scan
+from streams.replay import plan_scan, scan_keys
 from streams.retry import patiently
 
 log = logging.getLogger(__name__)
@@ -59,18 +59,22 @@ class Mender:
             await asyncio.sleep(LOOK_EVERY_S)
             for ledger in list(self._agent.ledgers.values()):
                 if due := ledger.due(loop.time(), READ_BACK):
-                    await self._patiently(partial(self._read_back, ledger, due), ledger)
+                    try:
+                        await self._patiently(partial(self._read_back, ledger, due), ledger)
+                    except Transient:
+                        if ledger.active:
+                            raise
                     await self._agent.notify()
 
     async def _read_back(self, ledger: PartitionLedger, due: Sequence[tuple[bytes, Doubt]]) -> None:
         """Look at each doubtful key as it stands, and apply the log again where an older write landed late."""
         ids = {digest: documents.object_id(self._build.collection, doubt.doc_id, 0) for digest, doubt in due}
-        before = {digest: doubt.expected for digest, doubt in due}
+        before = {digest: (doubt.expected, doubt.not_before_s) for digest, doubt in due}
         heads = await self._build.space.heads(list(ids.values()))
         overwritten: dict[bytes, tuple[Doubt, Expected]] = {}
         for digest, doubt in due:
-            if digest in ledger.busy or doubt.expected is None or doubt.expected != before[digest]:
-                continue  # a newer event came while we looked
+            if digest in ledger.busy or (doubt.expected, doubt.not_before_s) != before[digest]:
+                continue  # a newer event came while we looked, or the same one has an unknown outcome again
             finding = doubt.judge(heads.get(ids[digest]))
             if finding is Finding.SETTLED and ledger.doubts.get(digest) is doubt:
                 del ledger.doubts[digest]
@@ -89,11 +93,12 @@ class Mender:
             record = records.get(expected.offset)
             if record is None and expected.deleted:  # the tombstone itself was compacted away
                 record = Record(ledger.partition, expected.offset, self._build.wall_ms(), doubt.doc_id.encode(), None)
-            if record is None:
-                continue  # a newer record has replaced it, and live brings that
-            change = documents.parse(record.key, record.value, self._build.schema)
-            if not isinstance(change, Rejected):
+            change = documents.parse(record.key, record.value, self._build.schema) if record is not None else None
+            if record is not None and isinstance(change, Put | Delete):
                 mend.append((record, change))
+            elif record is not None or doubt.held_at > expected.offset:
+                ledger.doubts.pop(digest, None)  # held: its newest record is in the dead letters, nothing else to wait for
+            # else a newer record has replaced it, and live brings that
         if mend:
             log.warning("%s: mends %d documents of partition %d", self._build.name, len(mend), ledger.partition)
             self._agent.mend(ledger, mend)
@@ -140,6 +145,8 @@ class Mender:
     async def _sweep(self, ledger: PartitionLedger) -> int:
         loop = asyncio.get_running_loop()
         await self._agent.progressed(lambda: not ledger.active or ledger.seen is None)
+        if ledger.takeover is not None:  # what a former owner sent may land until then
+            await asyncio.sleep(ledger.takeover.not_before_s - loop.time())
         ledger.touched = set()
         try:
             position = ledger.live.position
@@ -155,13 +162,25 @@ class Mender:
                 ledger.partition,
                 [s.expected.offset for s in suspects if s.expected is not None],
             )
+            moved = await self._moved_since(ledger.partition, position)
             now_s = loop.time()
             for suspect in suspects:
+                if suspect.digest in moved:
+                    continue  # the index may lack it only because of a newer record, which live has still to bring
                 if (named := self._expected(suspect, records)) is not None:
                     ledger.suspect(suspect.digest, *named, now_s)
+            ledger.sweep_due = False
             return len(suspects)
         finally:
             ledger.touched = None
+
+    async def _moved_since(self, partition: int, position: int) -> set[bytes]:
+        moved: set[bytes] = set()
+        end = (await self._kafka.bounds(self._build.topic))[partition].stable
+        await scan_keys(
+            self._kafka, self._build.topic, partition, position, end, lambda _, digests: moved.update(digests)
+        )
+        return moved
 
     def _expected(self, suspect: Suspect, records: Mapping[int, Record]) -> tuple[str, Expected] | None:
         """The document and what the log says of it; None when a newer record or the dead letters answer for it."""

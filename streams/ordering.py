@@ -60,13 +60,16 @@ class Event:
 class Watermark:
     """The contiguous prefix of resolved offsets of one lane of one partition (rule 6).
 
-    Offsets are admitted in growing order; gaps are crossed by `advance`, never by counting.
+    Offsets are admitted in growing order; gaps are crossed by `advance`, never by counting. `acknowledged`: the last
+    position the group has committed.
     """
 
-    __slots__ = ("_open", "_resolved", "position")
+    __slots__ = ("_open", "_resolved", "_uncommitted", "acknowledged", "position")
 
     def __init__(self, position: int) -> None:
         self.position = position
+        self.acknowledged = position
+        self._uncommitted: deque[int] = deque()
         self._open: deque[int] = deque()
         self._resolved: set[int] = set()
 
@@ -75,6 +78,7 @@ class Watermark:
         if offset < self.position:
             return False
         self._open.append(offset)
+        self._uncommitted.append(offset)
         self.position = offset + 1
         return True
 
@@ -93,10 +97,20 @@ class Watermark:
             self._resolved.discard(self._open.popleft())
         return self._open[0] if self._open else self.position
 
+    def acknowledge(self, position: int) -> None:
+        """The group has committed `position`."""
+        self.acknowledged = max(self.acknowledged, position)
+        while self._uncommitted and self._uncommitted[0] < position:
+            self._uncommitted.popleft()
+
     @property
-    def outstanding(self) -> int:
-        """Admitted and not resolved."""
-        return len(self._open) - len(self._resolved)
+    def uncommitted(self) -> int:
+        """Events admitted from the acknowledged commit on, resolved or not: what the next owner may have to doubt."""
+        return len(self._uncommitted)
+
+    def worth_committing(self, window: int) -> bool:
+        """Half the window is used and a commit would free some of it: do not wait for the next regular one."""
+        return self.uncommitted * 2 >= window and self.committable > self.acknowledged
 
 
 # the plan scan's key index
@@ -284,17 +298,21 @@ class Finding(Enum):
 
 @dataclass(slots=True)
 class Doubt:
-    """A key that a write of unknown outcome, or of a former owner, may still change (rule 11)."""
+    """A key that a write of unknown outcome, or of a former owner, may still change (rule 11).
+
+    `held_at`: the newest offset of the key that went to the dead letters.
+    """
 
     doc_id: str
     not_before_s: float
     expected: Expected | None = None
+    held_at: int = ABSENT
 
     def judge(self, head: Head | None) -> Finding:
         """What was read back (chunk 0) against what was expected."""
         assert self.expected is not None
         if head is not None and head.offset > self.expected.offset:
-            return Finding.AHEAD
+            return Finding.SETTLED if self.held_at > head.offset else Finding.AHEAD
         if self.expected.deleted:
             return Finding.SETTLED if head is None else Finding.OVERWRITTEN
         return Finding.SETTLED if head is not None and head.offset == self.expected.offset else Finding.OVERWRITTEN
@@ -332,6 +350,8 @@ class PartitionLedger:
     `live` and `replay` are the lanes' watermarks; `seen` is rule 5's memory, None once the replay is complete.
     `busy` holds each key with a request in flight, and the one event that waits behind it. `recheck_replay`: how many
     replayed events a former owner may have written already. `touched`: keys live has seen while a sweep runs.
+    `sweep_due`: only a sweep can tell what may be wrong, since the keys in question are not known. `told`: what the last
+    acknowledged live commit says of `in_doubt`, None before the first.
     """
 
     def __init__(self, partition: int, *, live_position: int, replaying: bool) -> None:
@@ -343,6 +363,8 @@ class PartitionLedger:
         self.doubts: dict[bytes, Doubt] = {}
         self.takeover: Takeover | None = None
         self.recheck_replay = 0
+        self.sweep_due = False
+        self.told: bool | None = None
         self.touched: set[bytes] | None = None
         self.bytes_in_flight = dict.fromkeys(Lane, 0)
         self.active = True
@@ -354,10 +376,10 @@ class PartitionLedger:
         return self.live.admit(record.offset)
 
     def in_flight(self, lane: Lane) -> int:
-        """Events admitted and not resolved; a lane stays within its window of them."""
+        """Events admitted and not committed; a lane stays within its window of them, or a takeover would miss some."""
         if lane is Lane.LIVE:
-            return self.live.outstanding
-        return self.replay.outstanding if lane is Lane.REPLAY and self.replay is not None else 0
+            return self.live.uncommitted
+        return self.replay.uncommitted if lane is Lane.REPLAY and self.replay is not None else 0
 
     def note_live(self, record: Record, digest: bytes, doc_id: str | None, *, deleted: bool) -> None:
         """Remember that live has seen the key, whatever becomes of the event (rule 5)."""
@@ -433,7 +455,7 @@ class PartitionLedger:
             self.live.resolve(offset)
         elif lane is Lane.REPLAY and self.replay is not None:
             self.replay.resolve(offset)
-        self.forget_held(digest)
+        self.hold(digest, offset)
 
     def finish(self, event: Event, outcome: Outcome) -> Event | None:
         """The event is resolved; returns the one that waited for its key, now free to go."""
@@ -447,13 +469,16 @@ class PartitionLedger:
         if waiting is not None:
             self.busy[event.digest] = None
         elif outcome is Outcome.DEAD_LETTER:
-            self.forget_held(event.digest)
+            self.hold(event.digest, event.record.offset)
         return waiting
 
-    def forget_held(self, digest: bytes) -> None:
-        """The key's newest record went to the dead letters: no form of it is the one to wait for."""
+    def hold(self, digest: bytes, offset: int) -> None:
+        """The key's record at `offset` went to the dead letters: an older form may stand, this one is not waited for."""
         doubt = self.doubts.get(digest)
-        if doubt is not None and doubt.expected is None and digest not in self.busy:
+        if doubt is None:
+            return
+        doubt.held_at = max(doubt.held_at, offset)
+        if digest not in self.busy and (doubt.expected is None or doubt.expected.offset == offset):
             del self.doubts[digest]
 
     # rule 11
@@ -490,9 +515,22 @@ class PartitionLedger:
         return due
 
     @property
+    def in_doubt(self) -> bool:
+        """Something below the commits may still change: a next owner can only learn of it from the commit."""
+        return bool(self.doubts) or self.sweep_due
+
+    @property
+    def may_write(self) -> bool:
+        """Nothing is sent before the group's commit says what the next owner must know, should this one die now.
+
+        The first commit replaces the former owner's, which may call the partition clean.
+        """
+        return self.told is not None and (self.told or not self.in_doubt)
+
+    @property
     def unsettled(self) -> bool:
         """Something may still land that is not current: the space cannot cut over."""
-        if self.doubts:
+        if self.in_doubt:
             return True
         if self.takeover is None:
             return False

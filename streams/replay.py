@@ -119,6 +119,7 @@ class ReplayLane:
         self._throttle = Throttle(lambda: self._state().replay_rate_of_a_partition)
         self.status: Literal["planning", "replaying", "waiting", "paused", "done"] = "planning"
         self.planned = False
+        self._committing = asyncio.Lock()
 
     async def run(self) -> None:
         """Raises what is not Transient; ends early, without a word, when the partition was revoked."""
@@ -213,11 +214,21 @@ class ReplayLane:
 
     async def _wait_for_room(self) -> None:
         ledger = self._ledger
+        replay = ledger.replay
+        assert replay is not None
         while ledger.active and self._state().paused is not None:
             self.status = "paused"
             await asyncio.sleep(0.2)
         self.status = "replaying"
-        await self._agent.progressed(lambda: not ledger.active or self._agent.has_room(Lane.REPLAY, ledger))
+        window = self._build.limits.window
+        while ledger.active and not self._agent.has_room(Lane.REPLAY, ledger):
+            await self._agent.progressed(
+                lambda: not ledger.active
+                or self._agent.has_room(Lane.REPLAY, ledger)
+                or replay.worth_committing(window)
+            )
+            if replay.worth_committing(window):
+                await self._patiently(self._checkpoint)
 
     async def _checkpoints(self) -> None:
         while True:
@@ -229,8 +240,10 @@ class ReplayLane:
         replay = self._ledger.replay
         if replay is None:
             return
-        commit = Commit(replay.committable, ReplayCommit(self._build.epoch).to_metadata())
-        await self._kafka.commit_offsets(self._group, self._build.topic, {self._ledger.partition: commit})
+        async with self._committing:  # one after the other: an older one must not overtake a newer
+            commit = Commit(replay.committable, ReplayCommit(self._build.epoch).to_metadata())
+            await self._kafka.commit_offsets(self._group, self._build.topic, {self._ledger.partition: commit})
+            replay.acknowledge(commit.offset)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         return await patiently(call, going=lambda: self._ledger.active, trouble=self._note_trouble)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from connectors.errors import CrossfadeError, Transient, UnknownOutcome
+from connectors.errors import ContentRejected, CrossfadeError, Transient, UnknownOutcome
 from connectors.protocols import Space, SpaceObject
 from streams import documents
 from streams.ordering import Event, Lease, PartitionLedger
@@ -107,9 +107,10 @@ class SpaceWriter:
             for event, o in left:
                 error = failures.get(o.uuid)
                 if isinstance(error, Transient):
-                    retry = error
+                    if not isinstance(retry, UnknownOutcome):  # one doubt is not to be hidden by another trouble
+                        retry = error
                     again.append((event, o))
-                elif isinstance(error, CrossfadeError):
+                elif isinstance(error, ContentRejected):  # nothing else is the document's own fault
                     refused[event] = error
                 elif error is not None:
                     raise error
@@ -159,7 +160,14 @@ class SpaceWriter:
                 raise
 
     async def _hold_lease(self, events: Sequence[Event]) -> None:
-        """Wait until the lease is valid, or nothing of this is ours any more."""
+        """Wait until the lease is valid and the commits tell of every doubt, or nothing of this is ours any more."""
         loop = asyncio.get_running_loop()
-        while self._lease.left_s(loop.time()) <= 0 and any(e.ledger.active for e in events):  # noqa: ASYNC110  a time
+
+        def must_wait() -> bool:
+            owned = {event.ledger for event in events if event.ledger.active}
+            return bool(owned) and (
+                self._lease.left_s(loop.time()) <= 0 or not all(ledger.may_write for ledger in owned)
+            )
+
+        while must_wait():  # noqa: ASYNC110  a time
             await asyncio.sleep(0.05)

@@ -139,7 +139,7 @@ class Outside:
             try:
                 largest = max(largest, (await self.kafka.facts(collection.topic)).max_message_bytes)
             except NotFound:
-                continue  # the topic comes later; `doctor` compares again
+                continue  # the topic comes later
         return largest
 
 

@@ -5,6 +5,7 @@ It never follows a redirect, never retries, and never accepts a reply that is no
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ from connectors.errors import (
 from connectors.protocols import JSON, Vectors
 
 _MAX_WAIT_S = 3600.0
+_MOST_BYTES_OF_A_VECTOR = 65_535 * 32  # the longest vector a version may declare, in JSON's longest numbers
+_MOST_BYTES_BESIDE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class TeiInfo:
 
 
 class TeiEmbedder:
-    """One endpoint. `url` without /embed; `timeout_s` bounds each phase: connecting, sending, waiting for the reply.
+    """One endpoint. `url` without /embed; `timeout_s` bounds each phase: connecting, sending, waiting for the reply;
+    three times that bounds the whole call, and the number of texts the size of what is read of a reply.
 
     `truncate` False: the endpoint refuses texts longer than the model reads, instead of cutting them silently.
     """
@@ -64,6 +68,7 @@ class TeiEmbedder:
             raise ConfigurationError("api_key has characters no HTTP header can hold", next_step="correct api_key")
         self.max_batch = max_batch
         self._truncate = truncate
+        self._timeout_s = timeout_s
         self._where = f"the TEI endpoint {url}"
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx.AsyncClient(
@@ -87,7 +92,7 @@ class TeiEmbedder:
         if not texts:
             return np.zeros((0, 0), np.float32)
         body = orjson.dumps({"inputs": list(texts), "truncate": self._truncate, "normalize": False})
-        reply = await self._request("POST", "/embed", body)
+        reply = await self._request("POST", "/embed", body, vectors=len(texts))
         return _vectors(reply, len(texts), self._where)
 
     async def info(self) -> TeiInfo:
@@ -106,18 +111,27 @@ class TeiEmbedder:
         """Closes the connections."""
         await self._client.aclose()
 
-    async def _request(self, method: str, path: str, body: bytes | None = None) -> JSON:
+    async def _request(self, method: str, path: str, body: bytes | None = None, *, vectors: int = 0) -> JSON:
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        most_bytes = _MOST_BYTES_BESIDE + vectors * _MOST_BYTES_OF_A_VECTOR
         try:
-            response = await self._client.request(method, path, content=body, headers=headers)
+            async with (
+                asyncio.timeout(3 * self._timeout_s),
+                self._client.stream(method, path, content=body, headers=headers) as response,
+            ):
+                if response.status_code != 200:
+                    raise _map_status(response, self._where)  # without its body, which nobody reads
+                content = await _read(response, most_bytes, self._where)
+        except TimeoutError as error:
+            raise Transient(
+                f"{self._where} did not end its reply in time", next_step="raise timeout_s, or lower max_batch"
+            ) from error
         except httpx.HTTPError as error:
             raise map_httpx(error, self._where) from error
         except httpx.InvalidURL as error:
             raise ConfigurationError(f"{self._where} is no URL", next_step="write http://host:port") from error
-        if response.status_code != 200:
-            raise _map_status(response, self._where)
         try:
-            reply: JSON = orjson.loads(response.content)
+            reply: JSON = orjson.loads(content)
         except orjson.JSONDecodeError:
             kind = response.headers.get("content-type", "no content type")
             # without its cause: the decoder's error holds the whole reply
@@ -126,6 +140,19 @@ class TeiEmbedder:
                 next_step="check that the address is TEI's and not a web page's",
             ) from None
         return reply
+
+
+async def _read(response: httpx.Response, most_bytes: int, where: str) -> bytes:
+    """The reply, unpacked, piece by piece: never more of it in memory than it may have."""
+    content = bytearray()
+    async for piece in response.aiter_bytes(65_536):
+        content += piece
+        if len(content) > most_bytes:
+            raise WrongModel(
+                f"{where} replied more than the {most_bytes} bytes that the vectors asked for can take",
+                next_step="check that the address is TEI's /embed of an embedding model",
+            )
+    return bytes(content)
 
 
 def map_httpx(error: httpx.HTTPError, where: str) -> CrossfadeError:

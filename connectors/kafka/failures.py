@@ -31,14 +31,14 @@ from connectors.errors import (
 Kind = type[CrossfadeError]
 
 _NEXT_STEP: dict[Kind, str] = {
-    Unreachable: "check that the broker runs and that kafka.bootstrap_servers is right, then `crossfade doctor`",
+    Unreachable: "check that the broker runs and that kafka.bootstrap_servers is right",
     UnknownOutcome: "the same call is repeated; if it goes on, check the broker's load and kafka.request_timeout_s",
     Throttled: "the cluster's quota asks to slow down; raise the quota or lower the rate",
     Overloaded: "check the brokers' disks and in-sync replicas",
     Transient: "the same call is repeated; if it goes on, look at the broker's log",
-    ConfigurationError: "correct the kafka section of the configuration, then `crossfade doctor`",
+    ConfigurationError: "correct the kafka section of the configuration",
     Refused: "stop the group's members, or wait until they have left, then try again",
-    NotFound: "create the topic, or correct its name in the configuration; `crossfade doctor` lists what is missing",
+    NotFound: "create the topic, or correct its name in the configuration",
     AccessDenied: "check the credentials under kafka.client and the ACLs on topic, group and transactional id",
     ContentRejected: "raise the topic's max.message.bytes, or make the record smaller",
     IdentityChanged: "the log is not the one this build began with; `crossfade status` says which build must restart",
@@ -51,12 +51,12 @@ _NAMES: dict[Kind, str] = {
         _DESTROY_BROKER _NODE_UPDATE BROKER_NOT_AVAILABLE LEADER_NOT_AVAILABLE NETWORK_EXCEPTION
         COORDINATOR_NOT_AVAILABLE COORDINATOR_LOAD_IN_PROGRESS NOT_COORDINATOR NOT_CONTROLLER
         NOT_LEADER_FOR_PARTITION REPLICA_NOT_AVAILABLE PREFERRED_LEADER_NOT_AVAILABLE ELIGIBLE_LEADERS_NOT_AVAILABLE
-        LISTENER_NOT_FOUND REBOOTSTRAP_REQUIRED""",
+        LISTENER_NOT_FOUND REBOOTSTRAP_REQUIRED _NOENT""",  # _NOENT: no partition has a leader, while brokers restart
     UnknownOutcome: "_TIMED_OUT _MSG_TIMED_OUT REQUEST_TIMED_OUT NOT_ENOUGH_REPLICAS_AFTER_APPEND",
     Throttled: "THROTTLING_QUOTA_EXCEEDED",
     Overloaded: "KAFKA_STORAGE_ERROR NOT_ENOUGH_REPLICAS _QUEUE_FULL _ISR_INSUFF LOG_DIR_NOT_FOUND",
     Transient: """_RETRY _IN_PROGRESS _PREV_IN_PROGRESS _INTR _PARTIAL _OUTDATED _PARTITION_EOF _NO_OFFSET _NOOP
-        _ASSIGN_PARTITIONS _REVOKE_PARTITIONS _BAD_MSG _BAD_COMPRESSION _UNDERFLOW _PURGE_QUEUE _PURGE_INFLIGHT
+        _ASSIGN_PARTITIONS _REVOKE_PARTITIONS _BAD_MSG _UNDERFLOW _PURGE_QUEUE _PURGE_INFLIGHT
         REBALANCE_IN_PROGRESS OFFSET_NOT_AVAILABLE UNSTABLE_OFFSET_COMMIT MEMBER_ID_REQUIRED CONCURRENT_TRANSACTIONS
         FENCED_LEADER_EPOCH UNKNOWN_LEADER_EPOCH FETCH_SESSION_ID_NOT_FOUND INVALID_FETCH_SESSION_EPOCH
         OPERATION_NOT_ATTEMPTED TRANSACTION_ABORTABLE REASSIGNMENT_IN_PROGRESS NO_REASSIGNMENT_IN_PROGRESS
@@ -71,7 +71,7 @@ _NAMES: dict[Kind, str] = {
         TELEMETRY_TOO_LARGE""",
     Refused: """TOPIC_ALREADY_EXISTS NON_EMPTY_GROUP GROUP_SUBSCRIBED_TO_TOPIC TOPIC_DELETION_DISABLED _CONFLICT
         _EXISTING_SUBSCRIPTION""",
-    NotFound: """UNKNOWN_TOPIC_OR_PART _UNKNOWN_TOPIC _UNKNOWN_PARTITION _UNKNOWN_GROUP _NOENT GROUP_ID_NOT_FOUND
+    NotFound: """UNKNOWN_TOPIC_OR_PART _UNKNOWN_TOPIC _UNKNOWN_PARTITION _UNKNOWN_GROUP GROUP_ID_NOT_FOUND
         RESOURCE_NOT_FOUND""",
     AccessDenied: """_AUTHENTICATION _SSL SASL_AUTHENTICATION_FAILED UNSUPPORTED_SASL_MECHANISM ILLEGAL_SASL_STATE
         TOPIC_AUTHORIZATION_FAILED GROUP_AUTHORIZATION_FAILED CLUSTER_AUTHORIZATION_FAILED
@@ -88,8 +88,15 @@ _NAMES: dict[Kind, str] = {
         _ASSIGNMENT_LOST _MAX_POLL_EXCEEDED""",
     Terminal: """_FAIL _FATAL _DESTROY _STATE _FS _CRIT_SYS_RESOURCE _READ_ONLY _INCONSISTENT _GAPLESS_GUARANTEE
         _INVALID_TYPE _APPLICATION OUT_OF_ORDER_SEQUENCE_NUMBER DUPLICATE_SEQUENCE_NUMBER UNKNOWN_PRODUCER_ID
-        INVALID_TXN_STATE""",
+        INVALID_TXN_STATE _BAD_COMPRESSION""",
 }
+
+# A batch that is too large when unpacked fails in the same way for ever, and nothing of it can be read.
+_UNPACK_STEP = (
+    "the batch at this offset is damaged, or larger than receive.message.max.bytes when unpacked: raise that under "
+    "kafka.client (it takes so much memory), or write its keys anew and have the topic compacted; restart the workers, "
+    "then `crossfade resume` the version"
+)
 
 # Answers to requests these connectors never send: KRaft internals, share groups, Kafka Streams, features, SCRAM.
 _UNUSED = """DUPLICATE_RESOURCE DUPLICATE_VOTER VOTER_NOT_FOUND INVALID_VOTER_KEY INCONSISTENT_VOTER_SET
@@ -127,7 +134,8 @@ def mapped(error: KafkaError, doing: str, *, reading: bool = False) -> Crossfade
         kind = Unreachable
     # librdkafka quotes a refused setting's value, which may be a secret that stands in the wrong place.
     text = re.sub(r'Invalid value ".*" for', "Invalid value for", error.str(), flags=re.DOTALL)
-    return kind(f"{doing} failed: {text} ({error.name()})", next_step=_NEXT_STEP[kind])
+    next_step = _UNPACK_STEP if error.code() == KafkaError._BAD_COMPRESSION else _NEXT_STEP[kind]
+    return kind(f"{doing} failed: {text} ({error.name()})", next_step=next_step)
 
 
 def unreachable(doing: str) -> Unreachable:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from connectors.errors import IdentityChanged, Unreachable
+from connectors.errors import IdentityChanged, NotFound, Unreachable
 from connectors.kafka.failures import foreign, mapped, unreachable
 from connectors.kafka.records import gather, split
 from connectors.kafka.settings import KafkaSettings, client_logger
@@ -221,7 +221,13 @@ class TopicTail:
         if error is None:
             return
         if error.code() != KafkaError._PARTITION_EOF:
-            raise mapped(error, self._doing, reading=True)
+            failure = mapped(error, self._doing, reading=True)
+            if isinstance(failure, NotFound | IdentityChanged):  # it was there at `start`
+                raise IdentityChanged(
+                    f"topic {self._topic} was deleted or created anew while it was followed",
+                    next_step="start the workers again (crossfade worker): they say what must be restored",
+                ) from failure
+            raise failure
         if partition is not None and offset is not None and offset >= self._behind.get(partition, offset + 1):
             del self._behind[partition]
 

@@ -57,7 +57,7 @@ class KafkaSettings:
     request_timeout_s: float = 15.0
     fetch_wait_s: float = 0.1
     prefetch_bytes: int = 32 * 1024 * 1024
-    max_message_bytes: int = 64 * 1024 * 1024
+    max_message_bytes: int = 1_000_000_000  # before compression; what a topic takes is the topic's to say
     reader_group: str = "crossfade.readers"
 
     def __post_init__(self) -> None:
@@ -122,7 +122,8 @@ class KafkaSettings:
     def producer(self, *, linger_ms: int = 5, transactional_id: str | None = None) -> Conf:
         """Idempotent, all replicas, keys placed as Java producers place them (rule 1)."""
         conf: Conf = {
-            **{"linger.ms": linger_ms, "compression.type": "lz4", "topic.metadata.propagation.max.ms": 5000},
+            # zstd: what another producer's zstd squeezed into the documents topic must fit into the dead letters too
+            **{"linger.ms": linger_ms, "compression.type": "zstd", "topic.metadata.propagation.max.ms": 5000},
             **self.base(),
             "acks": "all",
             "enable.idempotence": True,

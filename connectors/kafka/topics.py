@@ -21,6 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public name
     AdminClient,
     ConfigEntry,
     ConfigResource,
+    ListConsumerGroupsResult,
     ListOffsetsResultInfo,
     NewTopic,
     OffsetSpec,
@@ -171,6 +172,13 @@ class Topics:
             p: max(0, bound.stable - (commits[p].offset if p in commits else bound.earliest))
             for p, bound in bounds.items()
         }
+
+    async def groups(self, prefix: str) -> list[str]:
+        """Names of the consumer groups that begin with `prefix`, also those without members."""
+        answer: ListConsumerGroupsResult = await self._answer(
+            self._admin.list_consumer_groups(request_timeout=self._timeout_s), "listing the consumer groups"
+        )
+        return sorted(found.group_id for found in answer.valid or [] if found.group_id.startswith(prefix))
 
     async def _describe(self, topic: str) -> TopicDescription:
         return await self._answer(

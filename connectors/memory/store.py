@@ -141,6 +141,12 @@ class MemoryStore:
         held = self._spaces.get(name)
         return held.spec.description if held else None
 
+    async def properties(self, name: str) -> Mapping[str, str]:
+        held = self._spaces.get(name)
+        if held is None:
+            raise reserved.gone(name)
+        return dict(held.spec.properties)
+
     async def drop_space(self, name: str) -> None:
         self._spaces.pop(name, None)
 
@@ -178,7 +184,8 @@ class MemoryStore:
 
     def land(self, write: Write) -> None:
         """Let one late write take effect now. A space dropped meanwhile stays dropped."""
-        self.late.remove(write)
+        at = next(i for i, late in enumerate(self.late) if late is write)  # equal ones are different requests
+        del self.late[at]
         if write.space in self._spaces:
             self.apply(write)
 

@@ -139,7 +139,7 @@ class Connection:
         host, port, _ = self.settings.grpc_address
         return Unreachable(
             f"nothing answers at the Weaviate gRPC address {host}:{port}",
-            next_step="check that Weaviate runs and that weaviate.grpc is right: `crossfade doctor`",
+            next_step="check that Weaviate runs and that weaviate.grpc is right",
         )
 
     async def close(self) -> None:
@@ -174,7 +174,7 @@ async def open_connection(settings: WeaviateSettings) -> Connection:
         await client.close()
         raise Unreachable(
             f"nothing answers at the Weaviate address {http_host}:{http_port}",
-            next_step="check that Weaviate runs and that weaviate.http is right: `crossfade doctor`",
+            next_step="check that Weaviate runs and that weaviate.http is right",
         ) from error
     except FOREIGN as error:
         await client.close()

@@ -28,8 +28,8 @@ from connectors.errors import (
     WrongModel,
 )
 
-_KEY_STEP: Final = "check weaviate.api_key and the rights of its user: `crossfade doctor`"
-_AWAY_STEP: Final = "check that Weaviate runs and that its addresses are right: `crossfade doctor`"
+_KEY_STEP: Final = "check weaviate.api_key and the rights of its user"
+_AWAY_STEP: Final = "check that Weaviate runs and that its addresses are right"
 _DEFECT_STEP: Final = "this is a defect: please report it"
 
 # A single object's failure, and what the server calls a plain error, come as text only: there is no code to go by.

@@ -5,11 +5,13 @@ It must never delete or describe through an alias, nor move an alias in more tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from connectors import reserved
 from connectors.errors import ConfigurationError, NotFound, Refused
 from connectors.protocols import SpaceSpec
 from connectors.weaviate.client import Connection, open_connection
-from connectors.weaviate.schema import config_of, create
+from connectors.weaviate.schema import config_of, create, shape_of
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.writer import WeaviateSpace
 
@@ -41,6 +43,12 @@ class WeaviateStore:
     async def description(self, name: str) -> str | None:
         config = await config_of(self._connection, name)
         return None if config is None else config.description or ""
+
+    async def properties(self, name: str) -> Mapping[str, str]:
+        config = await config_of(self._connection, name)
+        if config is None:
+            raise reserved.gone(name)
+        return {n: kind for n, kind in shape_of(config).types.items() if n not in reserved.TYPES}
 
     async def drop_space(self, name: str) -> None:
         """An alias of this name is left alone, and so is one that points to the space: it then leads nowhere."""

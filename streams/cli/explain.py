@@ -47,9 +47,7 @@ def explain(options: Options, collection: str, key: str, text: bool, as_json: bo
 def _print(story: Story) -> None:
     key = plain(story.key)
     if not story.records:
-        click.echo(
-            f"{key}: the topic {story.topic} holds no record of this key: never written, or deleted and compacted away"
-        )
+        click.echo(f"{key}: no record in topic {story.topic}: never written, or deleted and compacted away")
     else:
         click.echo(f"{key}: {count(len(story.records), 'record')} in topic {story.topic}")
     for record in story.records:

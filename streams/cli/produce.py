@@ -91,7 +91,8 @@ def produce(
     )
     if events.fault is not None:
         raise ContentRejected(
-            f"{'standard input' if file == '-' else file}, {events.fault.message}; nothing from there on was sent; {said}",
+            f"{'standard input' if file == '-' else file}, {events.fault.message}; nothing from there on was sent; "
+            f"{said}",
             next_step=events.fault.next_step,
         ) from events.fault
     if as_json:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TypeVar
 
 from connectors.errors import Terminal
@@ -277,7 +278,7 @@ class Story:
         found: dict[str, JSON] = {}
         for version in ("v1", "v2"):
             await self._until(
-                self._progress, lambda _, v=version: self._resolved(v, ends), f"{version} to reach the end of the log"
+                self._progress, partial(self._resolved, version, ends), f"{version} to reach the end of the log"
             )
             difference = await compare(newest, self._out.store.space(self._build(version).space))
             found[version] = asdict(difference)
@@ -286,8 +287,8 @@ class Story:
             self._check(f"{version} equals the log", difference.none and difference.documents > 0, line)
         self.facts["log_check"] = found
 
-    def _resolved(self, version: str, ends: dict[int, int]) -> bool:
-        records = {record.partition: record for record in self._progress.partitions(self._build(version))}
+    def _resolved(self, version: str, ends: dict[int, int], view: ProgressView) -> bool:
+        records = {record.partition: record for record in view.partitions(self._build(version))}
         return all(partition in records and records[partition].live_position >= end for partition, end in ends.items())
 
     async def _closing_state(self) -> None:
@@ -301,7 +302,7 @@ class Story:
         }
         self._narrator.say(f"At the end {collection.serving} serves, {collection.previous} is kept current behind it.")
         self._check(
-            "the alias points where the state says",
+            "the alias names what serves",
             collection.serving == "v2" and alias == self._build("v2").space,
             alias or "nowhere",
         )

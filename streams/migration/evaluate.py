@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log2
+from math import exp2, log2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,4 +77,4 @@ def _relevant(grades: Mapping[str, float], k: int) -> dict[str, float]:
 
 
 def _discounted(grades: Iterable[float]) -> float:
-    return sum((2.0**grade - 1.0) / log2(place + 1) for place, grade in enumerate(grades, 1))
+    return sum((exp2(grade) - 1.0) / log2(place + 1) for place, grade in enumerate(grades, 1))

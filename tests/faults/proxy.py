@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+LINGER_S = 3.0
+
 
 class Proxy:
     """From `address` to `target`, both host:port. Made by `proxy`.
@@ -95,6 +97,7 @@ class Proxy:
             writer.close()
 
     async def _outward(self, reader: asyncio.StreamReader, to_there: asyncio.StreamWriter) -> None:
+        caught = False
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 18):
                 await self._flowing.wait()
@@ -106,8 +109,11 @@ class Proxy:
                     self._writers.discard(to_there)  # a cut of the client's side leaves it
                     self.caught.set()
                     await self._release.wait()
+                    caught = True
                 to_there.write(data)
                 await to_there.drain()
+        if caught:
+            await asyncio.sleep(LINGER_S)  # a server gives up what it is doing for a connection that closes
         if to_there.can_write_eof():
             with contextlib.suppress(OSError):
                 to_there.write_eof()

@@ -6,10 +6,13 @@ Must never count a kill that did not interrupt anything.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tests.deployment import COLLECTION as DOCS
 from tests.deployment import Deployment
@@ -25,6 +28,7 @@ from tests.faults.workload import (
     compare,
     peak_memory_mib,
     produce,
+    resolved,
     running,
     steady,
     until_settled,
@@ -35,11 +39,6 @@ CYCLES = 25
 SOAK_MINUTES = float(os.environ.get("CROSSFADE_SOAK_MINUTES", "0"))
 SEED = int(os.environ.get("CROSSFADE_FAULT_SEED", "20260711"))
 EXIT_WITHIN_S = 12.0  # the write deadline, the drain's second, and leaving three groups
-
-
-def resolved(d: Deployment, version: str) -> int:
-    counters = d.counters(version)
-    return counters.live_resolved + counters.completed
 
 
 async def test_25_kills_of_three_workers_during_replay_and_live_writes(deploy: Deploy, say: Say) -> None:
@@ -58,7 +57,7 @@ async def test_25_kills_of_three_workers_during_replay_and_live_writes(deploy: D
             while cycle < CYCLES or time.monotonic() - began < SOAK_MINUTES * 60:
                 before = resolved(d, "v2")
                 await d.until(lambda before=before: resolved(d, "v2") >= before + 20)  # type: ignore[misc]
-                await asyncio.sleep(rng.uniform(0.5, 2.5))  # noqa: ASYNC251  anywhere in a batch, not at a report
+                await asyncio.sleep(rng.uniform(0.3, 2.0))  # anywhere in a batch, not at a report
                 victim = rng.choice(running(d))
                 peak = max(peak, peak_memory_mib(victim))
                 during_replay += d.build("v2").stage == "building"
@@ -73,3 +72,115 @@ async def test_25_kills_of_three_workers_during_replay_and_live_writes(deploy: D
             f"peak memory {peak:.0f} MiB"
         )
         assert SOAK_MINUTES or during_replay >= CYCLES // 2
+
+
+async def test_sigterm_in_mid_batch(deploy: Deploy, say: Say) -> None:
+    """It ends with status 0 in time, and what it had committed is not embedded again."""
+    changes = Changes(SEED, 300)
+    async with tei_server() as endpoint, deploy(partitions=1) as d:
+        await produce(d, changes.first())
+        tei = {"provider": "tei", "url": endpoint.url, "model": "faults", "max_batch": 8}
+        d.add_version("v1", {"embedder": tei, "dimensions": DIMENSIONS, "batch": 16})
+        worker = d.start_worker()
+        await d.until_stage("v1", "building")
+        endpoint.answer_after_s = 0.4
+        await d.until(lambda: d.counters("v1").completed >= 60)
+        began = time.monotonic()
+        assert await d.end_worker(worker, signal.SIGTERM) == 0
+        took_s = time.monotonic() - began
+        assert took_s < EXIT_WITHIN_S
+        group = d.out.names.group(DOCS, "v1", d.build("v1").epoch, "replay")
+        committed = (await d.out.kafka.committed(group, d.topic))[0].offset
+        assert 60 <= committed < 300, "it was stopped in the middle"
+        before = len(endpoint.embedded)
+        endpoint.answer_after_s = 0.0
+        d.start_worker()
+        checked = await check(d, "v1")
+        again = endpoint.embedded[before:]
+        done = set(await texts_below(d, committed))
+        assert not done & set(again), "committed documents were embedded again"
+        in_flight = 2 * 16  # concurrency times batch
+        assert len(endpoint.embedded) <= 1 + 300 + in_flight  # and the one text that asks for the dimensions
+        say(
+            f"SIGTERM in mid-batch: status 0 after {took_s:.1f} s at offset {committed} of 300; "
+            f"{len(endpoint.embedded) - 301} texts embedded twice; {checked} documents checked"
+        )
+
+
+async def texts_below(d: Deployment, offset: int) -> list[str]:
+    texts = []
+    async for batch in d.out.kafka.read_range(d.topic, 0, 0, offset):
+        texts += [json.loads(record.value)["text"] for record in batch.records if record.value is not None]
+    return texts
+
+
+async def test_a_stopped_worker_whose_write_lands_after_the_takeover(
+    deploy: Deploy, own: OwnServices, say: Say
+) -> None:
+    """The zombie: SIGSTOP with a write under way, past the session time-out; another takes over and writes newer
+    forms; the old write arrives; SIGCONT."""
+    changes = Changes(SEED, 60)
+    at = own.addresses
+    async with proxy(at.weaviate_grpc) as grpc, deploy(partitions=1, settle_s=12.0) as d:
+        await produce(d, changes.first())
+        d.add_version("v1", HASHING)
+        zombie = d.start_worker(replace(at, weaviate_grpc=grpc.address))
+        await d.until_stage("v1", "ready")
+        await until_settled(d, "v1")
+        first_owner = await worker_of(d, "v1")
+        d.start_worker()
+        keys = changes.keys[:20]
+        grpc.catch(above_bytes=4000)
+        await produce(d, [changes.edit(key) for key in keys])
+        old = await d.oracle()
+        await asyncio.wait_for(grpc.caught.wait(), 20)
+        zombie.send_signal(signal.SIGSTOP)
+        # the newer forms: ten edited again, ten deleted
+        await produce(d, [changes.edit(key) for key in keys[:10]] + [changes.delete(key) for key in keys[10:]])
+        await d.until_live("v1")
+        assert await worker_of(d, "v1") != first_owner
+        assert not (await compare(d, "v1")).stale, "the new owner has written the newer forms"
+        grpc.release()
+        landed = await until_landed(d, old, keys)
+        zombie.send_signal(signal.SIGCONT)
+        checked = await check(d, "v1")
+        assert zombie.poll() is None, "it has joined again, not died"
+        say(f"zombie: {landed} old forms landed after the takeover, all mended; {checked} documents checked")
+
+
+async def until_landed(d: Deployment, old: Mapping[str, str], keys: Sequence[str], timeout_s: float = 10) -> int:
+    """Wait until the space holds old forms of keys again: the fault has really happened. Returns how many."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            stored = await d.stored("v1")
+            if landed := sum(stored.get(key) == old[key] for key in keys):
+                return landed
+            await asyncio.sleep(0.1)  # polled: a space cannot be subscribed to
+
+
+async def test_a_write_whose_answer_was_lost_lands_later(deploy: Deploy, own: OwnServices, say: Say) -> None:
+    """The connection breaks in mid-write; the worker writes again, and then newer forms; the first write arrives."""
+    changes = Changes(SEED, 60)
+    at = own.addresses
+    async with proxy(at.weaviate_grpc) as grpc, deploy(partitions=1, settle_s=12.0) as d:
+        await produce(d, changes.first())
+        d.add_version("v1", HASHING)
+        d.start_worker(replace(at, weaviate_grpc=grpc.address))
+        await d.until_stage("v1", "ready")
+        await until_settled(d, "v1")
+        keys = changes.keys[:20]
+        grpc.catch(above_bytes=4000)
+        await produce(d, [changes.edit(key) for key in keys])
+        old = await d.oracle()
+        await asyncio.wait_for(grpc.caught.wait(), 20)
+        await grpc.cut()
+        await grpc.mend()
+        await d.until_live("v1")
+        await produce(d, [changes.edit(key) for key in keys[:10]] + [changes.delete(key) for key in keys[10:]])
+        await d.until_live("v1")
+        assert not (await compare(d, "v1")).stale, "the newer forms are written"
+        grpc.release()
+        landed = await until_landed(d, old, keys)
+        checked = await check(d, "v1")
+        assert d.counters("v1").mended >= landed
+        say(f"lost answer: {landed} old forms landed later, all mended; {checked} documents checked")

@@ -22,7 +22,22 @@ from connectors.errors import Transient
 from connectors.protocols import JSON
 from tests.deployment import Deployment
 
-WORDS = "river stone cloud engine paper window garden copper silver signal market bridge winter harbour".split()
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "engine",
+    "paper",
+    "window",
+    "garden",
+    "copper",
+    "silver",
+    "signal",
+    "market",
+    "bridge",
+    "winter",
+    "harbour",
+]
 COLLECTION: Mapping[str, JsonValue] = {"text": {"fields": ["text"]}, "properties": {"title": "text", "rank": "int"}}
 HASHING: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing"}, "dimensions": 64}
 OTHER_HASHING: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing", "seed": 7}, "dimensions": 64}
@@ -120,6 +135,12 @@ def peak_memory_mib(process: subprocess.Popen[bytes]) -> float:
 
 def running(d: Deployment) -> list[subprocess.Popen[bytes]]:
     return [process for process in d.workers if process.poll() is None]
+
+
+def resolved(d: Deployment, version: str) -> int:
+    """Events of both lanes, as last reported."""
+    counters = d.counters(version)
+    return counters.live_resolved + counters.completed
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 from uuid import UUID
 
@@ -61,7 +61,7 @@ class Weather:
 
 @dataclass(slots=True)
 class Network:
-    """One worker's. `dead`: nothing it does has an effect any more. `cut`: Kafka does not answer for the time being.
+    """One worker's. `dead`: nothing it does has an effect any more. `cut_until_s`: Kafka does not answer before.
 
     `on_write`: called with (verb, ids) before a write takes effect; a directed test may wait there or name its fate.
     """
@@ -71,10 +71,9 @@ class Network:
     faults: NextFault
     weather: Weather
     dead: bool = False
-    cut: bool = False
+    cut_until_s: float = 0.0
+    say: Callable[[str], None] = lambda _: None
     on_write: Callable[[str, Sequence[object]], Awaitable[Effect | None]] | None = None
-    writing: int = 0
-    _back: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def hop(self) -> None:
         """One way over the wire."""
@@ -86,10 +85,9 @@ class Network:
 
     async def kafka(self) -> None:
         await self.hop()
-        while self.cut:
-            await asyncio.sleep(0.25)
-            if self.dead:
-                await asyncio.get_running_loop().create_future()
+        if (wait_s := self.cut_until_s - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(wait_s)
+            await self.hop()
         if self.rng.random() < self.weather.kafka_fails:
             raise Unreachable("simulated: no broker answers")
 
@@ -141,11 +139,18 @@ class Network:
         for write in self.store.late:
             if id(write) not in known:
                 at_s = self.rng.uniform(loop.time(), max(loop.time(), sent_s + self.weather.settle_s * 0.95))
+                self.say(f"{_named(write)} is late, will land at {at_s:.2f}")
                 loop.call_at(at_s, self._land, write)
 
     def _land(self, write: Write) -> None:
         if any(late is write for late in self.store.late):
+            self.say(f"{_named(write)} lands")
             self.store.land(write)
+
+
+def _named(write: Write) -> str:
+    what = [f"{o.properties['cf_doc_id']}@{o.properties['cf_offset']}" for o in write.objects] or list(write.uuids)
+    return f"{write.verb} {what}"
 
 
 class SimSpace:

@@ -10,7 +10,6 @@ import logging
 import random
 import sys
 
-from connectors.memory.log_topics import MemoryTransaction
 from streams.embed_agent import Limits
 from tests.merge.virtual_time import run
 from tests.merge.world import REFUSED_BY_MODEL, REFUSED_BY_STORE, TOPIC, World
@@ -27,7 +26,7 @@ class Scenario:
         self.rng = random.Random(seed)
         rng = self.rng
         self.partitions = rng.choice((1, 1, 2, 3))
-        self.chunks = rng.random() < 0.4
+        self.chunks = calm and rng.random() < 0.5
         self.keys = [f"k{i}" for i in range(rng.choice((2, 5, 12)))]
         self.steps = rng.choice((20, 40, 80))
         self.limits = Limits(
@@ -40,7 +39,6 @@ class Scenario:
             settle_s=4.0,
         )
         self.malformed = rng.choice((0.0, 0.1, 0.25))
-        self.transactions: list[MemoryTransaction] = []
 
     async def play(self) -> World:
         """Raises AssertionError where the space is not what the oracle says."""
@@ -50,7 +48,7 @@ class Scenario:
         for _ in range(self.rng.choice((0, 5, 30))):
             self._event()
         if self.rng.random() < 0.5:
-            world.kafka.compact(TOPIC, keep_last=self.rng.choice((0, 3)), expire_tombstones=self.rng.random() < 0.5)
+            world.compact(keep_last=self.rng.choice((0, 3)), expire_tombstones=self.rng.random() < 0.5)
         await world.start_build()
         world.start_worker("a")
         for _ in range(self.steps):
@@ -91,8 +89,7 @@ class Scenario:
         partition = self.rng.randrange(self.partitions)
         if what < 0.4:
             keep = self.rng.choice((0, 2, 10))
-            world.say(f"compact, keeping {keep}")
-            world.kafka.compact(TOPIC, keep_last=keep)
+            world.compact(keep_last=keep)
         elif what < 0.7:
             world.say(f"gap in {partition}")
             world.kafka.skip(TOPIC, partition, self.rng.randint(1, 5))
@@ -120,12 +117,16 @@ class Scenario:
             world.start_worker(f"{rng.choice('abc')}{round(world.loop.time() * 1000)}")
         elif kind < 0.6:
             await world.stop_worker(rng.choice(names))
-        elif kind < 0.8:
+        elif kind < 0.75:
             world.kill_worker(rng.choice(names))
+        elif kind < 0.85:
+            world.move(rng.randrange(self.partitions))
         else:
-            network = world.workers[rng.choice(names)].network
-            network.cut = not network.cut
-            world.say(f"a worker's way to Kafka is {'cut' if network.cut else 'back'}")
+            name = rng.choice(names)
+            network = world.workers[name].network
+            away_s = rng.choice((1.0, 5.0, 12.0))
+            network.cut_until_s = world.loop.time() + away_s
+            world.say(f"the way of {name} to Kafka is cut for {away_s} s")
 
     async def _controls(self) -> None:
         paused = self.rng.choice((None, "replay", "all"))
@@ -138,8 +139,6 @@ class Scenario:
         world.say("the end begins")
         weather.slow = weather.store_fails = weather.store_unknown = weather.object_fails = weather.kafka_fails = 0.0
         world.state = world.state.model_copy(update={"paused": None})
-        for worker in world.workers.values():
-            worker.network.cut = False
         if not world.workers:
             world.start_worker("z")
         await world.until_settled()

@@ -83,7 +83,7 @@ def test_malformed_lines_are_named_without_their_text(line: bytes, problem: str)
 
 
 def test_nothing_behind_a_malformed_line_gets_through(tmp_path: Path) -> None:
-    some = events(write(tmp_path / "e.jsonl", b"\n".join([*(l.encode() for l in LINES[:3]), b"oops", TEXT])))
+    some = events(write(tmp_path / "e.jsonl", b"\n".join([*(one.encode() for one in LINES[:3]), b"oops", TEXT])))
     assert len(list(some)) == 3
     assert some.fault is not None
     assert some.fault.message.startswith("line 4: ")

@@ -15,8 +15,8 @@ from connectors.errors import ConfigurationError, ContentRejected, Unreachable, 
 from connectors.memory.embedder import MemoryEmbedder
 from streams import config
 from streams.encoding import Encoder
-from streams.wiring import make_embedder, make_encoder
 from streams.versions import Envelope
+from streams.wiring import make_embedder, make_encoder
 
 ENVELOPE = Envelope(
     provider="memory",
@@ -85,7 +85,8 @@ async def test_a_zero_vector_rejects_its_text_alone() -> None:
     with pytest.raises(ContentRejected):
         await encoder.encode_query("b")
     dot = Encoder(replace(ENVELOPE, metric="dot", normalize=False), MemoryEmbedder(2, table=table))
-    assert not (await dot.encode_documents(["b"])).any()
+    with pytest.raises(RejectedTexts):
+        await dot.encode_documents(["b"])
 
 
 async def test_a_model_of_zeros_is_the_wrong_model() -> None:
@@ -126,7 +127,7 @@ async def test_the_guilty_are_found_by_halving(bad: set[int]) -> None:
     for index in range(16):
         assert vectors[index].any() == (index not in bad)
     if len(bad) == 1:
-        assert len(embedder.calls) == 9
+        assert len(embedder.calls) == 9 + 1  # and the plain sentence, which shows that it is the text's fault
 
 
 async def test_an_only_text_that_is_refused_is_the_texts_fault() -> None:
@@ -144,6 +145,16 @@ async def test_an_endpoint_that_refuses_everything_rejects_no_document() -> None
     with pytest.raises(ConfigurationError) as caught:
         await Encoder(ENVELOPE, MemoryEmbedder(2, fault=refuse)).encode_each(["a", "b"])
     assert caught.value.next_step
+
+
+async def test_an_endpoint_that_begins_to_refuse_everything_rejects_no_document() -> None:
+    async def refuse(call: int, texts: Sequence[str]) -> None:
+        if call > 0:
+            raise ContentRejected("422")
+
+    embedder = MemoryEmbedder(2, max_batch=2, fault=refuse)
+    with pytest.raises(ConfigurationError, match="also a plain sentence"):
+        await Encoder(ENVELOPE, embedder).encode_each(["a", "b", "c", "d"])
 
 
 async def test_other_errors_pass_through() -> None:

@@ -34,17 +34,7 @@ from streams.views import ProgressView, StateView
 from streams.wiring import Outside
 
 COLLECTION = "docs"
-RUN_CROSSFADE = """
-import asyncio, logging, sys
-from pathlib import Path
-logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-for n in ("faust","aiokafka","mode","httpx"): logging.getLogger(n).setLevel(logging.CRITICAL)
-from streams.app import Worker
-from streams import config
-path = Path(sys.argv[2])
-async def main(): await Worker(path, config.load(path)).run()
-asyncio.run(main())
-"""
+RUN_CROSSFADE = "from streams.cli import main; main()"
 
 Event = tuple[str, dict[str, JSON] | None, int | None]
 
@@ -94,6 +84,17 @@ class Deployment:
     async def verify(self, version: str) -> Sweep:
         return await verify(self.out, self.build(version))
 
+    async def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line, as an operator calls it."""
+        command = [sys.executable, "-c", RUN_CROSSFADE, "--config", str(self.config_path), *arguments]
+        return await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, env=self._environment(), timeout=120, check=False
+        )
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONFAULTHANDLER": "1"}
+
     # workers
 
     def start_worker(self, at: Addresses | None = None) -> subprocess.Popen[bytes]:
@@ -108,7 +109,7 @@ class Deployment:
             [sys.executable, "-c", RUN_CROSSFADE, "--config", str(path), "worker"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONFAULTHANDLER": "1"},
+            env=self._environment(),
         )
         log.close()
         self.workers.append(process)

@@ -50,6 +50,7 @@ VERBS = {
     "set": Verb("builds", "set_", "Change a running build, such as its replay rate."),
     "abort": Verb("builds", "abort", "Give up a build and delete its space."),
     "verify": Verb("verify", "verify", "Compare a version's space with the log, both ways."),
+    "redrive": Verb("verify", "redrive", "Apply a version's dead letters again."),
     "cutover": Verb("swap", "cutover", "Move search to a version, atomically."),
     "rollback": Verb("swap", "rollback", "Move search back to the previous version."),
     "retire": Verb("builds", "retire", "Stop writing a version and delete its space."),

@@ -1,22 +1,27 @@
-"""The verb `verify`: the two-way sweep of one version's space against the log, run here and now.
+"""The verbs `verify` and `redrive`: the two-way sweep of a version's space against the log, and what mends it.
 
-It reads only; what differs is named, never mended.
+The command line only reads and asks: the partitions' owners write, from the log, at its own offsets.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 import click
 
-from connectors.errors import Refused
+from connectors.errors import Refused, Transient
 from connectors.protocols import JSON
 from streams.cli import Options
-from streams.cli.builds import collection_argument, version_argument
-from streams.cli.output import Failed, emit, json_option, next_line, plain, say
-from streams.cli.session import reporting, run, session, with_weaviate
+from streams.cli.builds import collection_argument, timeout_option, version_argument
+from streams.cli.output import Failed, emit, json_option, next_line, plain, require, say
+from streams.cli.session import ASK_S, SWEEP_S, Session, ask, reporting, run, session, with_weaviate
+from streams.control import whoami
 from streams.migration.sweep import Sweep
 from streams.migration.verify import verify as compare
-from streams.state import BuildState
+from streams.progress import Counters
+from streams.state import BuildState, Command, Verb
 from streams.versions import Stage, next_command
+from streams.views import ProgressView, StateView
 
 MEANING = {
     "missing": "in the log, not in the space",
@@ -29,12 +34,14 @@ MEANING = {
 @click.command()
 @collection_argument
 @version_argument
+@click.option("--repair", is_flag=True, help="Have the workers mend what differs first, then compare.")
+@timeout_option(SWEEP_S)
 @json_option
 @click.pass_obj
-def verify(options: Options, collection: str, version: str, as_json: bool) -> None:
+def verify(options: Options, collection: str, version: str, repair: bool, timeout_s: float, as_json: bool) -> None:
     """Compare the whole space of VERSION with the log, both ways: missing, stale, extra and held documents.
 
-    Exit status 1 when anything is missing, stale or extra. Reads only; events may keep coming.
+    Exit status 1 when anything is missing, stale or extra. Events may keep coming. Without --repair it only reads.
 
     Example: crossfade verify articles v2
     """
@@ -50,6 +57,8 @@ def verify(options: Options, collection: str, version: str, as_json: bool) -> No
             async with opened.progress() as progress:
                 if not reporting(progress, build):
                     say(f"no worker is reporting on {build.key}: the sweep waits up to a minute for its live lane")
+                if repair:
+                    await _have_done(opened, view, progress, build, "repair", timeout_s)
             async with with_weaviate(opened) as outside:
                 return build, await compare(outside, build, say)
 
@@ -68,10 +77,74 @@ def verify(options: Options, collection: str, version: str, as_json: bool) -> No
         )
 
 
+@click.command()
+@collection_argument
+@version_argument
+@timeout_option(SWEEP_S)
+@json_option
+@click.pass_obj
+def redrive(options: Options, collection: str, version: str, timeout_s: float, as_json: bool) -> None:
+    """Apply the dead letters of VERSION again, each at its own offset, unless its document has a newer record.
+
+    What is refused again is in the dead letters again, with its cause.
+
+    Example: crossfade redrive articles v2
+    """
+
+    async def work() -> tuple[BuildState, Counters, Counters]:
+        async with session(options) as opened, opened.state() as view, opened.progress() as progress:
+            build = view.build(collection, version)
+            before = _counted(progress, build)
+            await _have_done(opened, view, progress, build, "redrive", timeout_s)
+            return build, before, _counted(progress, build)
+
+    build, before, after = run(work())
+    then = f"crossfade verify {collection} {version}"
+    applied, refused = after.mended - before.mended, after.dead_letters - before.dead_letters
+    if as_json:
+        emit({"collection": collection, "version": version, "applied": applied, "refused": refused, "next": then})
+        return
+    click.echo(f"{build.key}: {applied} dead letters applied, {refused} refused again")
+    next_line(then)
+
+
+def _counted(progress: ProgressView, build: BuildState) -> Counters:
+    whole = Counters()
+    for record in progress.partitions(build):
+        whole.add(record.counted())
+    return whole
+
+
+async def _have_done(
+    opened: Session, view: StateView, progress: ProgressView, build: BuildState, verb: Verb, timeout_s: float
+) -> None:
+    """Ask the partitions' owners, and return when each has reported that it is done."""
+    command = Command(verb=verb, collection=build.collection, version=build.version, who=whoami())
+    outcome = require(await ask(opened, view, command, timeout_s=ASK_S))
+    number = outcome.data.get("request")
+    assert isinstance(number, int)
+
+    def done(reports: ProgressView) -> bool:
+        found = reports.partitions(build)
+        return len(found) == build.partitions and all(report.requests_done >= number for report in found)
+
+    say(f"{verb} of {build.key}: waiting for the owners of its {build.partitions} partitions")
+    try:
+        async with asyncio.timeout(timeout_s):
+            await progress.wait_for(done)
+    except TimeoutError as error:
+        raise Transient(
+            f"the {verb} of {build.key} is not done after {timeout_s:g} s; it goes on while its workers run",
+            next_step=f"crossfade status {build.collection} {build.version}, then again with a longer --timeout",
+        ) from error
+
+
 def _next(build: BuildState, found: Sweep) -> str:
     if not found.clean or found.held:
         example = next((key for kind in MEANING for key in found.examples.get(kind, [])), "KEY")
-        return f"crossfade explain {build.collection} {plain(example)}"
+        explain = f"crossfade explain {build.collection} {plain(example)}"
+        mend = "redrive {} {}" if found.clean else "verify {} {} --repair"
+        return f"{explain}; to mend: crossfade {mend.format(build.collection, build.version)}"
     if build.stage is Stage.READY:
         return f"crossfade cutover {build.collection} {build.version}"
     return f"crossfade status {build.collection} {build.version}"

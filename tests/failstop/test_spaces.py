@@ -1,4 +1,4 @@
-"""Spaces and settings changed behind our back, one version each under one worker: each stops by name, the others go on."""
+"""Spaces and settings changed behind our back: the version concerned stops and says why, the others go on."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ async def describe_anew(d: Deployment, space: str, description: str) -> None:
 
 async def test_a_space_dropped_redescribed_or_replaced(deploy: Deploy) -> None:
     async with deploy() as d:
-        await running(
-            d, sound=version(0), dropped=version(1), other=version(2), foreign=version(3), replaced=version(4)
-        )
+        names = ("sound", "dropped", "other", "foreign", "replaced")
+        await running(d, **{name: version(seed) for seed, name in enumerate(names)})
         before = await d.stored("other")
         await d.out.store.drop_space(d.build("dropped").space)
         envelope = Envelope.from_json((await d.out.store.description(d.build("other").space)) or "")
@@ -66,14 +65,15 @@ async def test_the_serving_space_and_its_alias_dropped(deploy: Deploy) -> None:
     """The controller looks at the alias every 15 s: that it cannot put it right must not end it."""
     async with deploy() as d:
         await running(d, v1=SMALL, v2=LARGE)
+        await d.until_settled("v1")
         assert (await d.ask("cutover", "v1")).ok
         await d.out.store.drop_alias(d.state.collections[COLLECTION].alias)
         await d.out.store.drop_space(d.build("v1").space)
         await stopped(d, "v1", "the space .* of docs/v1 is gone", "crossfade rollback docs")
 
         async def tried() -> None:
-            while "the alias" not in d.logs():
-                await asyncio.sleep(0.2)  # polled: a log cannot be subscribed to
+            while "the alias" not in d.logs():  # noqa: ASYNC110  a log cannot be subscribed to
+                await asyncio.sleep(0.2)
 
         await asyncio.wait_for(tried(), 60)
         assert d.workers[0].poll() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -35,17 +36,6 @@ def document(text: str) -> dict[str, JSON]:
     return {"text": text}
 
 
-async def requested(d: Deployment, outcome_data: Mapping[str, JsonValue]) -> None:
-    number = outcome_data["request"]
-    assert isinstance(number, int)
-    await d.until(
-        lambda: (
-            len(reports := d.progress.partitions(d.build("v1"))) == d.build("v1").partitions
-            and all(report.requests_done >= number for report in reports)
-        )
-    )
-
-
 async def test_repair_mends_what_is_missing_stale_or_extra(d: Deployment) -> None:
     events: list[Event] = [(f"k{i}", document(f"the form {i} of a document"), None) for i in range(40)]
     await d.produce(events)
@@ -60,10 +50,12 @@ async def test_repair_mends_what_is_missing_stale_or_extra(d: Deployment) -> Non
     assert (found.missing, found.stale, found.extra) == (1, 1, 1)
     assert found.examples == {"missing": ["k3"], "stale": ["k7"], "extra": ["k9"]}
 
-    outcome = await d.ask("repair", "v1")
-    assert outcome.ok, outcome
-    await requested(d, outcome.data)
-    assert (await d.verify("v1")).clean
+    told = await d.run("verify", COLLECTION, "v1")
+    assert told.returncode == 1
+    assert "verify docs v1 --repair" in told.stderr
+    mended = await d.run("verify", COLLECTION, "v1", "--repair", "--json")
+    assert mended.returncode == 0, mended.stderr
+    assert json.loads(mended.stdout)["clean"]
     assert await d.stored("v1") == await d.oracle()
 
 
@@ -108,9 +100,9 @@ async def test_redrive_applies_dead_letters_whose_cause_is_gone(d: Deployment) -
     changed_at_ms = int(time.time() * 1000)
     d.set_collection("max_record_bytes", 1_000_000)
     await d.until(lambda: d.restarted_since("v1", changed_at_ms))
-    outcome = await d.ask("redrive", "v1")
-    assert outcome.ok, outcome
-    await requested(d, outcome.data)
+    redriven = await d.run("redrive", COLLECTION, "v1", "--json")
+    assert redriven.returncode == 0, redriven.stderr
+    assert json.loads(redriven.stdout)["applied"] == 1
     assert set(await d.stored("v1")) == {"small", "replaced", "large"}
     found = await d.verify("v1")
     assert (found.missing, found.stale, found.extra, found.held) == (0, 0, 0, 1)

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 
@@ -25,7 +26,7 @@ from streams.encoding import Encoder
 from streams.migration.sweep import DeadLetterKey, Sweep, sweep
 from streams.ordering import Lease
 from streams.progress import Counters, ProgressRecord
-from streams.state import BuildState, Command, TopicNames
+from streams.state import BuildState, Command, Request, TopicNames
 from streams.versions import Envelope, Stage
 from tests import oracle
 from tests.merge.network import REFUSED_BY_STORE, Network, NextFault, SimLog, SimReader, SimSpace, Weather
@@ -36,6 +37,7 @@ SCHEMA = DocumentSchema("docs", ("text",), properties={"tag": "keyword"})
 NAMES = TopicNames("cf")
 SESSION_S = 6.0
 DEADLINE_S = 2.0
+TOMBSTONES_MS = 60_000
 
 
 class QueueHost:
@@ -122,7 +124,7 @@ class World:
         self.kafka = MemoryLog(
             clock=self.loop.time, idle=self._idle, session_timeout_s=SESSION_S, range_records=self.rng.choice((3, 1000))
         )
-        self.kafka.create_topic(TOPIC, partitions)
+        self.kafka.create_topic(TOPIC, partitions, delete_retention_ms=TOMBSTONES_MS)
         self.faults = NextFault()
         self.store = MemoryStore(self.faults)
         self.envelope = Envelope("memory", "m", "1", 4, ("text",))
@@ -187,6 +189,12 @@ class World:
             self.say(f"replayed {partition}")
         else:
             raise AssertionError(f"the build gave up: {command.args}")
+
+    def ask(self, kind: Literal["repair", "redrive"]) -> None:
+        """As the controller does for the verb."""
+        number = len(self.state.requests) + 1
+        requests = [*self.state.requests, Request(id=number, kind=kind)]
+        self.state = self.state.model_copy(update={"requests": requests})
 
     # --- workers ----------------------------------------------------------------------------------------------------
 

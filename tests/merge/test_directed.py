@@ -1,0 +1,358 @@
+"""Schedules that once broke the merge core, or would break it if one rule of DESIGN.md section 3 were left out.
+
+Each is the shortest history that shows it; the random ones beside it find what nobody thought of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+from connectors.memory.store import Effect
+from streams.embed_agent import Limits
+from tests.merge import virtual_time
+from tests.merge.world import REFUSED_BY_MODEL, TOPIC, World
+
+LIMITS = Limits(batch=8, window=16, read_records=8, write_deadline_s=2.0, settle_s=4.0)
+
+
+def play(story: Callable[[World], Awaitable[None]], *, limits: Limits = LIMITS, partitions: int = 1) -> World:
+    """Run a story in a world of its own, to a settled end, and compare with the oracle."""
+
+    async def main() -> World:
+        world = World(1, partitions=partitions, chunks=False, limits=limits)
+        await story(world)
+        await world.until_settled()
+        await world.check()
+        return world
+
+    random.seed(1)
+    return virtual_time.run(main())
+
+
+def put(world: World, key: str, text: str) -> int:
+    return world.produce(key, {"text": text}).offset
+
+
+class Fates:
+    """What becomes of a worker's writes, one after the other: `plan` by number, all else goes well."""
+
+    def __init__(self, world: World, worker: str, plan: dict[int, Effect]) -> None:
+        self.plan = plan
+        self.writes = 0
+        world.workers[worker].network.on_write = self._fate
+
+    async def _fate(self, _: str, __: Sequence[object]) -> Effect | None:
+        self.writes += 1
+        return self.plan.get(self.writes)
+
+
+async def ready(world: World) -> None:
+    await world.start_build()
+    world.start_worker("a")
+    await world.until_settled()
+
+
+# --- rule 7: done on proof ------------------------------------------------------------------------------------------
+
+
+def test_a_replay_whose_last_records_need_no_work_is_done() -> None:
+    async def story(world: World) -> None:
+        put(world, "a", "one")
+        for _ in range(5):
+            world.produce("a", None)
+        world.kafka.skip(TOPIC, 0, 3)
+        await world.start_build()
+        world.start_worker("a")
+
+    play(story)
+
+
+def test_a_replay_suppressed_to_its_last_record_is_done() -> None:
+    async def story(world: World) -> None:
+        put(world, "a", "old")
+        await world.start_build()
+        put(world, "a", "new")
+        world.state = world.state.model_copy(update={"paused": "replay"})
+        world.start_worker("a")
+        await asyncio.sleep(5.0)
+        world.state = world.state.model_copy(update={"paused": None})
+
+    assert play(story).counters().suppressed_by_live == 1
+
+
+# --- rule 5 ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_document_is_not_brought_back_by_a_later_owner() -> None:
+    """Live deletes it; the replay goes on only in another worker, which has to learn that from the log."""
+
+    async def story(world: World) -> None:
+        put(world, "a", "old")
+        put(world, "b", "old")
+        await world.start_build()
+        world.state = world.state.model_copy(update={"paused": "replay"})
+        world.start_worker("a")
+        await asyncio.sleep(2.0)
+        world.produce("a", None)
+        put(world, "b", "new")
+        await asyncio.sleep(2.0)
+        await world.stop_worker("a")
+        world.start_worker("b")
+        await asyncio.sleep(2.0)
+        world.state = world.state.model_copy(update={"paused": None})
+
+    counters = play(story).counters()
+    assert (counters.suppressed_by_live, counters.suppressed_by_live_delete) == (2, 1)
+    assert counters.embedded_replay == 0
+
+
+# --- rule 11 --------------------------------------------------------------------------------------------------------
+
+
+def late_then_newer(world: World) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        await ready(world)
+        Fates(world, "a", {1: "late"})
+        put(world, "k", "first")
+        await asyncio.sleep(1.5)  # the retry has stored it, and the commit is past it
+        put(world, "k", "second")
+        await asyncio.sleep(0.9)
+
+    return run
+
+
+def test_a_late_write_is_mended_by_its_owner() -> None:
+    async def story(world: World) -> None:
+        await late_then_newer(world)()
+
+    play(story)
+
+
+def test_a_late_write_is_mended_by_the_owner_after_a_killed_one() -> None:
+    async def story(world: World) -> None:
+        await late_then_newer(world)()
+        world.kill_worker("a")
+        world.start_worker("b")
+
+    play(story)
+
+
+def test_a_late_write_is_mended_by_the_owner_after_one_that_left() -> None:
+    async def story(world: World) -> None:
+        await late_then_newer(world)()
+        await world.stop_worker("a")
+        world.start_worker("b")
+
+    play(story)
+
+
+def test_a_late_write_is_mended_through_two_owners() -> None:
+    async def story(world: World) -> None:
+        await late_then_newer(world)()
+        await world.stop_worker("a")
+        world.start_worker("b")
+        await asyncio.sleep(0.5)
+        await world.stop_worker("b")
+        world.start_worker("c")
+
+    play(story, limits=Limits(batch=8, window=16, read_records=8, write_deadline_s=2.0, settle_s=20.0))
+
+
+def test_a_dead_owners_write_beyond_what_its_last_commit_allows() -> None:
+    """No commit for a while: a worker may not get further ahead of it than a next owner will doubt."""
+    limits = Limits(batch=1, concurrency=1, window=2, read_records=1, write_deadline_s=2.0, settle_s=20.0)
+
+    async def story(world: World) -> None:
+        await ready(world)
+        put(world, "first", "commits, so that the lease is fresh")
+        await asyncio.sleep(1.0)
+        network = world.workers["a"].network
+        before = dict(world.kafka.group(TOPIC, world.live_group).commits)[0].offset
+        for n in range(40):
+            put(world, f"k{n}", "x")
+        worst = 0
+        for _ in range(400):
+            await asyncio.sleep(0.01)
+            committed = world.kafka.group(TOPIC, world.live_group).commits[0].offset
+            stored = [int(str(objects[0]["cf_offset"])) for objects in (await world.stored()).values()]
+            worst = max(worst, max(stored) - committed)
+        assert before > 0
+        assert not network.dead
+        assert worst <= limits.reach, f"{worst} events ahead of the commit, {limits.reach} will be doubted"
+
+    play(story, limits=limits)
+
+
+def test_the_write_in_flight_of_a_killed_owner_is_found() -> None:
+    async def story(world: World) -> None:
+        await ready(world)
+        world.weather.latency_s = 0.0
+        for n in range(30):
+            put(world, f"k{n}", "old")
+        await asyncio.sleep(2.0)
+        world.weather.latency_s = 0.5
+        for n in range(30):
+            put(world, f"k{n}", "new")
+        await asyncio.sleep(1.2)
+        world.kill_worker("a")
+        world.weather.latency_s = 0.01
+        world.start_worker("b")
+        await asyncio.sleep(6.5)  # the dead one's session ends
+        for n in range(30):
+            put(world, f"k{n}", "newest")
+
+    play(story, limits=Limits(batch=4, window=8, read_records=4, write_deadline_s=2.0, settle_s=8.0))
+
+
+def test_a_key_whose_newest_record_is_refused_does_not_stay_in_doubt() -> None:
+    async def story(world: World) -> None:
+        await ready(world)
+        Fates(world, "a", {1: "late"})
+        put(world, "k", "good")
+        await asyncio.sleep(1.0)
+        world.produce("k", b"{")
+        world.compact(keep_last=0)
+        await asyncio.sleep(0.5)
+
+    play(story)
+
+
+def test_a_repair_does_not_fill_the_dead_letters() -> None:
+    """The sweep finds a document missing whose newest record the model refuses: once more is enough to see that."""
+
+    async def story(world: World) -> None:
+        put(world, "k", REFUSED_BY_MODEL)
+        await ready(world)
+        before = len(world.dead_letters)
+        world.ask("repair")
+        await asyncio.sleep(30.0)
+        assert len(world.dead_letters) - before <= 1
+
+    play(story)
+
+
+# --- rule 8 ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_delete_whose_tombstone_is_gone_is_mended_after_a_long_absence() -> None:
+    async def story(world: World) -> None:
+        put(world, "gone", "x")
+        put(world, "kept", "x")
+        await ready(world)
+        await world.stop_worker("a")
+        world.produce("gone", None)
+        put(world, "kept", "y")
+        await asyncio.sleep(3 * 86_400.0)
+        world.compact(keep_last=0, expire_tombstones=True)
+        world.start_worker("b")
+
+    play(story)
+
+
+def test_a_delete_whose_tombstone_is_gone_is_mended_after_a_long_pause() -> None:
+    """Commits go on during a pause of live writes; they must not make it look as if the log had been followed."""
+
+    async def story(world: World) -> None:
+        put(world, "gone", "x")
+        await ready(world)
+        world.state = world.state.model_copy(update={"paused": "all"})
+        await asyncio.sleep(2.0)
+        world.produce("gone", None)
+        await _a_long_time(world)
+        world.compact(keep_last=0, expire_tombstones=True)
+        world.state = world.state.model_copy(update={"paused": None})
+
+    play(story)
+
+
+def test_a_long_pause_counts_also_when_another_worker_ends_it() -> None:
+    async def story(world: World) -> None:
+        put(world, "gone", "x")
+        await ready(world)
+        world.state = world.state.model_copy(update={"paused": "all"})
+        await asyncio.sleep(2.0)
+        world.produce("gone", None)
+        await _a_long_time(world)
+        world.compact(keep_last=0, expire_tombstones=True)
+        await world.stop_worker("a")
+        world.start_worker("b")
+        await asyncio.sleep(2.0)
+        world.state = world.state.model_copy(update={"paused": None})
+
+    play(story)
+
+
+async def _a_long_time(world: World) -> None:
+    """Longer than tombstones are kept; here that is a minute, since a waiting worker does cost something."""
+    await asyncio.sleep(90.0)
+
+
+def test_a_sweep_takes_nothing_away_that_live_has_still_to_renew() -> None:
+    """Old records were compacted away because newer ones exist, which the returning lane has not read yet."""
+
+    async def story(world: World) -> None:
+        for n in range(20):
+            put(world, f"k{n}", "old")
+        await ready(world)
+        await world.stop_worker("a")
+        for n in range(20):
+            put(world, f"k{n}", "new")
+        await asyncio.sleep(3 * 86_400.0)
+        world.compact(keep_last=0)
+        world.weather.latency_s = 1.0  # live is slow to catch up
+        world.start_worker("b")
+        for _ in range(200):
+            await asyncio.sleep(0.25)
+            assert len(await world.stored()) == 20, "a document vanished that was never deleted"
+        world.weather.latency_s = 0.01
+
+    play(story)
+
+
+# --- rule 3 and 9: owners -------------------------------------------------------------------------------------------
+
+
+def test_a_partition_held_before_a_rebalance_goes_on_after_it() -> None:
+    """Gaining a partition while live is on hold must not leave the others paused for ever."""
+
+    async def story(world: World) -> None:
+        await world.start_build()
+        world.start_worker("a")
+        world.start_worker("b")
+        await world.until_settled()
+        world.state = world.state.model_copy(update={"paused": "all"})
+        await asyncio.sleep(2.0)
+        world.kill_worker("b")
+        for n in range(10):
+            put(world, f"k{n}", "x")
+        group = world.kafka.group(TOPIC, world.live_group)
+        while len({id(holder) for holder in group.holder.values()}) > 1:
+            await asyncio.sleep(0.01)
+        world.state = world.state.model_copy(update={"paused": None})
+
+    play(story, partitions=2)
+
+
+def test_a_worker_cut_off_from_kafka_stops_writing_before_another_may_begin() -> None:
+    async def story(world: World) -> None:
+        put(world, "k", "old")
+        await ready(world)
+        world.workers["a"].network.cut_until_s = world.loop.time() + 30.0
+        last_write_s = 0.0
+
+        async def note(_: str, __: Sequence[object]) -> None:
+            nonlocal last_write_s
+            last_write_s = world.loop.time()
+
+        world.workers["a"].network.on_write = note
+        cut_s = world.loop.time()
+        world.workers["a"].network.weather.store_fails = 1.0  # so that it keeps trying
+        put(world, "k", "new")
+        await asyncio.sleep(20.0)
+        assert last_write_s < cut_s + 6.0 - 2.0, "sent when its session could have ended within the deadline"
+        world.weather.store_fails = 0.0
+        world.start_worker("b")
+
+    play(story)

@@ -407,7 +407,7 @@ def find_config(explicit: Path | None = None) -> Path:
     if not path.is_file():
         raise ConfigurationError(
             f"no configuration file at {path}; looked at " + "; ".join(looked),
-            next_step=f"copy the commented config/crossfade.yaml of the project, or name one with --config or {PATH_VARIABLE}",
+            next_step=f"copy the project's commented config/crossfade.yaml, or name one with --config or {PATH_VARIABLE}",
         )
     return path
 

@@ -211,8 +211,8 @@ class Controller:
         build = self._build(command)
         self._must_be_active(build)
         controls = _controls(build.controls, command.args)
-        said = ", ".join(f"{name} = {value}" for name, value in controls.model_dump(exclude={"format"}).items())
-        await self._done(command, f"{build.key}: {said}", build.model_copy(update={"controls": controls}))
+        rate = f"{controls.replay_rate:g} documents/s" if controls.replay_rate else "no limit"
+        await self._done(command, f"{build.key}: replay_rate {rate}", build.model_copy(update={"controls": controls}))
 
     async def _request(self, command: Command) -> None:
         """Work for the partitions' owners, who alone write (section 4). Done when each partition reports its id."""
@@ -387,15 +387,18 @@ class Controller:
                     next_step=f"crossfade verify {build.collection} {build.version}",
                 )
             accepted = command.args.get("accept_held") or []
-            if sweep.held and sweep.held != (len(accepted) if isinstance(accepted, list) else 0):
+            left = [key for key in sweep.held_keys if key not in (accepted if isinstance(accepted, list) else [])]
+            if left:
+                names = ", ".join(left[:5]) + (" ..." if len(left) > 5 else "")
                 raise Refused(
-                    f"{sweep.held} documents are held in the dead letters",
-                    next_step=f"repair them at their producer, or accept them by name: crossfade cutover "
+                    f"{len(left)} documents are held in the dead letters: {names}",
+                    next_step=f"repair them at their producer, or crossfade redrive {build.collection} {build.version} "
+                    f"if their cause is gone, or accept them by name: crossfade cutover "
                     f"{build.collection} {build.version} --accept-held KEY (once for each)",
                 )
             self._check_settled(build)  # again: a sweep takes its time, and a worker may have died meanwhile
             if command.args.get("check"):
-                await self._done(command, f"{build.key} can cut over", data=found)
+                await self._done(command, f"{build.key} can cut over", data=found, event="cutover --check")
                 return
             collection = await self._intend(command, found)
         await self._swap(command, collection, build, "cutover")
@@ -584,10 +587,11 @@ class Controller:
         *builds: BuildState,
         data: dict[str, JsonValue] | None = None,
         collection: dict[str, object] | None = None,
+        event: str = "",
     ) -> None:
         outcome = CommandOutcome(id=command.id, ok=True, message=message, data=data or {})
         changed = self._collection(command).with_outcome(outcome, self._out.wall_ms(), **(collection or {}))
-        await self._commit(changed, builds, command, command.verb, message)
+        await self._commit(changed, builds, command, event or command.verb, message)
 
     async def _commit(
         self,

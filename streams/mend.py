@@ -78,7 +78,7 @@ class Mender:
             finding = doubt.judge(heads.get(ids[digest]))
             if finding is Finding.SETTLED and ledger.doubts.get(digest) is doubt:
                 del ledger.doubts[digest]
-            elif finding is Finding.OVERWRITTEN:
+            elif finding is Finding.OVERWRITTEN and doubt.expected is not None:
                 overwritten[digest] = (doubt, doubt.expected)
         if overwritten:
             await self._put_right(ledger, overwritten)

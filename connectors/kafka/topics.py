@@ -29,7 +29,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public name
     TopicDescription,
 )
 
-from connectors.errors import Fenced, NotFound, Refused, Transient, Unreachable
+from connectors.errors import Fenced, NotFound, Refused, Transient, UnknownOutcome, Unreachable
 from connectors.kafka.failures import foreign, mapped, unreachable
 from connectors.kafka.settings import KafkaSettings, client_logger
 from connectors.protocols import Bounds, Commit, TopicFacts
@@ -43,15 +43,33 @@ class Topics:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._timeout_s = settings.request_timeout_s
+        self._admin = self._open()
+
+    def _open(self) -> AdminClient:
         with foreign("opening a Kafka admin client"):
-            self._admin = AdminClient(settings.admin(), logger=client_logger())
+            return AdminClient(self._settings.admin(), logger=client_logger())
 
     async def _answer(self, future: Future[T], doing: str, *, reading: bool = True) -> T:
+        admin = self._admin  # kept until the answer is there, should another client take its place meanwhile
         try:
             with foreign(doing, reading=reading):
                 return await asyncio.wrap_future(future)
         finally:
-            self._admin.poll(0)  # hands librdkafka's log lines over; they would pile up otherwise
+            admin.poll(0)  # hands librdkafka's log lines over; they would pile up otherwise
+
+    async def _coordinated(self, ask: Callable[[AdminClient], Future[T]], doing: str, *, reading: bool) -> T:
+        """An answer of a group's coordinator.
+
+        An admin client that waited for one in vain once (a broker away for longer than the request's time-out) never
+        gets an answer of that coordinator again, long after it is back: so the next request has a new client.
+        """
+        admin = self._admin
+        try:
+            return await self._answer(ask(admin), doing, reading=reading)
+        except (Unreachable, UnknownOutcome):
+            if self._admin is admin:
+                self._admin = self._open()
+            raise
 
     async def wait_for_broker(self, timeout_s: float, say: Callable[[str], None]) -> None:
         """Return when a broker answers. `say` gets a line for a person every few seconds; Unreachable at the end."""
@@ -135,11 +153,12 @@ class Topics:
         description = await self._describe(topic)
         where = [TopicPartition(topic, partition.id) for partition in description.partitions]
         doing = f"reading the commits of group {group}"
-        answer: ConsumerGroupTopicPartitions = await self._answer(
-            self._admin.list_consumer_group_offsets(
+        answer: ConsumerGroupTopicPartitions = await self._coordinated(
+            lambda admin: admin.list_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, where)], require_stable=True, request_timeout=self._timeout_s
             )[group],
             doing,
+            reading=True,
         )
         found = answer.topic_partitions or []
         _raise_first(found, doing, reading=True)
@@ -152,8 +171,8 @@ class Topics:
         doing = f"committing for group {group}"
         offsets = [TopicPartition(topic, p, commit.offset, commit.metadata) for p, commit in commits.items()]
         try:
-            answer: ConsumerGroupTopicPartitions = await self._answer(
-                self._admin.alter_consumer_group_offsets(
+            answer: ConsumerGroupTopicPartitions = await self._coordinated(
+                lambda admin: admin.alter_consumer_group_offsets(
                     [ConsumerGroupTopicPartitions(group, offsets)], request_timeout=self._timeout_s
                 )[group],
                 doing,

@@ -16,7 +16,7 @@ from streams.cli.builds import collection_argument, timeout_option, version_argu
 from streams.cli.output import Failed, emit, json_option, next_line, plain, require, say
 from streams.cli.session import ASK_S, SWEEP_S, Session, ask, reporting, run, session, with_weaviate
 from streams.control import whoami
-from streams.migration.sweep import Sweep
+from streams.migration.sweep import NAMED, Sweep
 from streams.migration.verify import verify as compare
 from streams.progress import Counters
 from streams.state import BuildState, Command, Verb
@@ -141,7 +141,7 @@ async def _have_done(
 
 def _next(build: BuildState, found: Sweep) -> str:
     if not found.clean or found.held:
-        example = next((key for kind in MEANING for key in found.examples.get(kind, [])), "KEY")
+        example = next((key for kind in MEANING for key in _named(found, kind)), "KEY")
         explain = f"crossfade explain {build.collection} {plain(example)}"
         mend = "redrive {} {}" if found.clean else "verify {} {} --repair"
         return f"{explain}; to mend: crossfade {mend.format(build.collection, build.version)}"
@@ -159,8 +159,12 @@ def _print(build: BuildState, found: Sweep) -> None:
     if found.moved:
         click.echo(f"  {found.moved} left out: newer records of them came while the sweep ran")
     for kind, meaning in MEANING.items():
-        if keys := found.examples.get(kind):
+        if keys := _named(found, kind):
             click.echo(f"  {kind} ({meaning}): {', '.join(plain(key) for key in keys)}")
+
+
+def _named(found: Sweep, kind: str) -> list[str]:
+    return found.held_keys[:NAMED] if kind == "held" else found.examples.get(kind, [])
 
 
 def _json(build: BuildState, found: Sweep, then: str) -> dict[str, JSON]:
@@ -176,6 +180,6 @@ def _json(build: BuildState, found: Sweep, then: str) -> dict[str, JSON]:
         "extra": found.extra,
         "held": found.held,
         "moved": found.moved,
-        "examples": {kind: list(keys) for kind, keys in found.examples.items()},
+        "examples": {kind: [*keys] for kind in MEANING if (keys := _named(found, kind))},
         "next": then,
     }

@@ -27,7 +27,7 @@ NAMED = 10
 class Sweep:
     """What a sweep found. `checked`: documents of the log compared; `moved`: left out since a newer record came.
 
-    `examples`: up to ten keys of each kind of fault, and of held ones, for `crossfade explain`.
+    `examples`: up to ten keys of each kind of fault, for `crossfade explain`; `held_keys`: every held key by name.
     """
 
     collection: str
@@ -36,9 +36,14 @@ class Sweep:
     missing: int
     stale: int
     extra: int
-    held: int
+    held_keys: list[str]
     moved: int
     examples: dict[str, list[str]]
+
+    @property
+    def held(self) -> int:
+        """Keys whose newest record is in the dead letters."""
+        return len(self.held_keys)
 
     @property
     def clean(self) -> bool:
@@ -140,8 +145,8 @@ async def _report(
         found = await records_at(kafka, build.topic, partition, wanted)
         records.update(((partition, offset), record) for offset, record in found.items())
     counts = {"missing": 0, "stale": 0, "extra": 0}
-    examples: dict[str, list[str]] = {kind: [] for kind in (*counts, "held")}
-    held_count = 0  # a held key always differs from the log, so every one of them is among the faults
+    examples: dict[str, list[str]] = {kind: [] for kind in counts}
+    held_keys: list[str] = []  # a held key always differs from the log, so every one of them is among the faults
     not_documents = 0
     for fault in faults:
         kind, name = fault.kind, fault.doc_id
@@ -149,9 +154,7 @@ async def _report(
             at = (fault.partition, fault.expected.offset)
             record = records.get(at)
             if DeadLetterKey(*at) in held:
-                held_count += 1
-                if len(examples["held"]) < NAMED:
-                    examples["held"].append(name or _key_text(record.key if record else None))
+                held_keys.append(name or _key_text(record.key if record else None))
                 continue
             if record is None:
                 moved += 1  # compacted away since: a newer record exists
@@ -173,7 +176,7 @@ async def _report(
         counts["missing"],
         counts["stale"],
         counts["extra"],
-        held_count,
+        held_keys,
         moved,
         {kind: names for kind, names in examples.items() if names},
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from confluent_kafka.admin import AdminClient
 from pydantic import JsonValue
 
-from connectors.services import Addresses
+from connectors.services import Addresses, ports, weaviate
+from connectors.services.state import stop
 from tests.conftest import MakeTopic, Unique
 from tests.deployment import Deployment, deployed
 
@@ -23,6 +25,26 @@ LARGE: dict[str, JsonValue] = {"embedder": {"provider": "hashing"}, "dimensions"
 @pytest.fixture
 def admin(services: Addresses) -> AdminClient:
     return AdminClient({"bootstrap.servers": services.kafka})
+
+
+@pytest.fixture
+def other_weaviate(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A second, empty Weaviate: its HTTP and gRPC addresses."""
+    if problem := weaviate.missing():
+        pytest.skip(f"a second Weaviate is started as a process of this machine: {problem}")
+    folder = tmp_path / "other-weaviate"
+    folder.mkdir()
+    at = ports.choose(weaviate.PORTS, {})
+    process = weaviate.start(folder, weaviate.binary(lambda _: None), at)
+    try:
+        http, grpc = f"127.0.0.1:{at['weaviate_http']}", f"127.0.0.1:{at['weaviate_grpc']}"
+        deadline = time.monotonic() + 60
+        while not ports.weaviate_answers(http, grpc):
+            assert time.monotonic() < deadline, "the second Weaviate does not answer"
+            time.sleep(0.1)
+        yield http, grpc
+    finally:
+        stop(process)
 
 
 @pytest.fixture

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.badinput.speak import crossfade
+from tests.badinput.speak import command, crossfade
+from tests.conftest import ROOT, MakeTopic
 from tests.deployment import COLLECTION, Deployment
 from tests.failstop.conftest import LARGE, SMALL, Deploy
-from tests.failstop.steps import documents, goes_on, running
+from tests.failstop.steps import documents, goes_on, running, stopped
 
 LOST = "holds nothing, but there are"
 
@@ -147,25 +150,21 @@ async def test_two_deployments_with_one_prefix(deploy: Deploy, make_topic: MakeT
         assert set(d.state.builds) == {"docs/v1"}
 
 
-async def test_a_worker_that_looks_at_another_weaviate(deploy: Deploy, tmp_path: Path) -> None:
+async def test_a_worker_that_looks_at_another_weaviate(
+    deploy: Deploy, other_weaviate: tuple[str, str], tmp_path: Path
+) -> None:
     """It says so and hosts nothing, instead of stopping the workers that are right."""
     async with deploy() as d:
         await running(d, v1=SMALL)
-        folder = tmp_path / "other-weaviate"
-        folder.mkdir()
-        http, grpc = await asyncio.to_thread(weaviate_elsewhere, folder)
-        try:
-            other = json.loads(json.dumps(d.raw))
-            other["weaviate"] |= {"http": f"http://{http}", "grpc": grpc}
-            path = tmp_path / "other.yaml"
-            path.write_text(json.dumps(other))
-            async with another_worker(path) as says:
-                await says("docs/v1 is not hosted here, while others write it: the space")
-                await goes_on(d, "v1", "second")
-                await d.end_worker(d.workers[0])
-                await stopped(d, "v1", "or this is not the Weaviate it was built in", "crossfade resume docs v1")
-            d.start_worker()
-            assert (await d.ask("resume", "v1")).ok
-            await goes_on(d, "v1", "third")
-        finally:
-            await asyncio.to_thread(local.stop_all, folder)
+        other = json.loads(json.dumps(d.raw))
+        other["weaviate"] |= {"http": f"http://{other_weaviate[0]}", "grpc": other_weaviate[1]}
+        path = tmp_path / "other.yaml"
+        path.write_text(json.dumps(other))
+        async with another_worker(path) as says:
+            await says("docs/v1 is not hosted here, while others write it: the space")
+            await goes_on(d, "v1", "second")
+            await d.end_worker(d.workers[0])
+            await stopped(d, "v1", "or this is not the Weaviate it was built in", "crossfade resume docs v1")
+        d.start_worker()
+        assert (await d.ask("resume", "v1")).ok
+        await goes_on(d, "v1", "third")

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import CrossfadeError, Fenced, UnknownOutcome, Unreachable
-from connectors.kafka.producer import Write
 from connectors.memory.embedder import MemoryEmbedder
 from connectors.memory.log import MemoryLog
 from connectors.memory.store import MemoryStore
-from connectors.protocols import Embedder, SpaceSpec
+from connectors.protocols import Embedder, SpaceSpec, Write
 from streams import config
 from streams.config import Settings
 from streams.controller import Controller, Outside
@@ -145,8 +144,9 @@ class World:
 
     async def sweep(self, build: BuildState) -> Sweep:
         self.sweeping()
-        counts = {name: self.found.get(name, 0) for name in ("missing", "stale", "extra", "held")}
-        return Sweep(build.collection, build.version, 10, **counts, moved=0, examples={})
+        missing, stale, extra = (self.found.get(name, 0) for name in ("missing", "stale", "extra"))
+        held = ["k"] * self.found.get("held", 0)
+        return Sweep(build.collection, build.version, 10, missing, stale, extra, held, moved=0, examples={})
 
     async def controller(self) -> Controller:
         outside = Outside(self.settings, self.kafka, self.store, self.embedder, self.sweep, lambda: self.now_ms)
@@ -286,6 +286,7 @@ async def test_no_cutover_to_a_space_that_differs(world: World, kind: str) -> No
     assert not outcome.ok
     assert await world.store.alias_target("Docs") is None
     if kind == "held":
+        assert not (await world.ask(controller, "cutover", "v1", accept_held=["another"])).ok
         assert (await world.ask(controller, "cutover", "v1", accept_held=["k"])).ok
     await world.check()
 
@@ -503,7 +504,7 @@ def test_a_step_that_waits_is_never_taken_for_another(
             await controller.handle(command)
         assert (await world.view()).collection("docs").intent is not None
         assert await store.alias_target("Docs") == (await world.view()).build("docs", "v1").space
-        assert "v1" == (await world.view()).collection("docs").serving
+        assert (await world.view()).collection("docs").serving == "v1"
         store.away = False
         for command in commands:  # their senders ask again
             await controller.handle(command)

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test soak lint lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -28,6 +28,9 @@ demo: $(READY)  ## the whole story on real services, in a few minutes
 
 test: $(READY)  ## all tests; starts Kafka and Weaviate itself
 	$(BIN)/python -m pytest
+
+soak: $(READY)  ## the faults for MINUTES (30): workers killed over and over, and all other faults once
+	CROSSFADE_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest tests/faults
 
 lint: $(READY)  ## ruff, mypy, import rules
 	$(BIN)/ruff check

@@ -27,14 +27,14 @@ from streams.chunking import make_chunker
 from streams.config import Settings, envelope_of, schema_of
 from streams.control import send
 from streams.controller import Controller
-from streams.controller import Outside as ControllerOutside
 from streams.embed_agent import Batch, Build, Limits
 from streams.faust_credentials import broker_credentials
-from streams.identity import check_model, check_source, check_state_kept
+from streams.identity import check_model, check_source, check_state_kept, check_state_topic
 from streams.migration.verify import held_positions, verify
 from streams.ordering import Lease
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command
+from streams.verbs.desk import Outside as DeskOutside
 from streams.views import StateView
 from streams.wiring import Outside, make_embedder, make_encoder, wall_ms
 
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_LOOK_EVERY_S = 2.0
 UNHOSTED_MS = 10_000
+STATE_LOOK_EVERY_S = 5.0
 LEASE_MARGIN_S = 3.0
 CONTROLLER_SESSION_S = 10.0
 CHANNEL_DELIVERIES = 2
@@ -112,6 +113,7 @@ class Worker:
             await self._out.topics.wait_for_broker(BROKER_PATIENCE_S, log.warning)
             await self._out.ensure_topics()
             spaces, groups = await self._out.store.spaces(), await self._out.topics.groups(self._out.names.prefix)
+            state_id = (await self._out.kafka.facts(self._out.names.state)).topic_id
             self._view, self._progress = self._out.state_view(), self._out.progress_view()
             await self._view.load()
             check_state_kept(
@@ -123,13 +125,13 @@ class Worker:
             )
             await self._progress.load()
             with tempfile.TemporaryDirectory(prefix="crossfade-") as folder:
-                await self._supervise(on_ready, folder)
+                await self._supervise(on_ready, folder, state_id)
         finally:
             await self._out.close()
 
-    async def _supervise(self, on_ready: Callable[[], None], folder: str) -> None:
+    async def _supervise(self, on_ready: Callable[[], None], folder: str, state_id: str) -> None:
         writer = self._out.transactional_producer()
-        outside = ControllerOutside(
+        outside = DeskOutside(
             settings=lambda: config.load(self._path),
             kafka=self._out.kafka,
             store=self._out.store,
@@ -148,6 +150,7 @@ class Worker:
                 self._controller.watch(),
                 self._controller.summarise(self._publish),
                 self._host_builds(),
+                self._watch_state(state_id),
                 self._watch_configuration(),
             )
         ]
@@ -169,6 +172,19 @@ class Worker:
             await self._view.close()
             await self._progress.close()
             log.info("worker %s has stopped", self._name)
+
+    async def _watch_state(self, known: str) -> None:
+        """Raises IdentityChanged when the state topic is no longer the one that was read: the client beneath the view
+        only waits for a topic that was deleted."""
+        name = self._out.names.state
+        while True:
+            await asyncio.sleep(STATE_LOOK_EVERY_S)
+            try:
+                check_state_topic(name, known, (await self._out.kafka.facts(name)).topic_id)
+            except NotFound:
+                check_state_topic(name, known, None)
+            except Transient as error:
+                log.info("the state topic was not looked at: %s", error.message)
 
     # the Faust app: command stream, and the agents' home
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from yaml.reader import ReaderError
 
 from connectors.errors import ConfigurationError
 from connectors.protocols import JSON
@@ -20,6 +21,7 @@ KeyPath = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)\}")
 _NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _TYPED = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")
 _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
 
@@ -77,7 +79,12 @@ def read_yaml(path: Path) -> Source:
     except UnicodeDecodeError:
         # without its cause: the decoder's error holds the file's bytes
         raise ConfigurationError(f"{path}: is not UTF-8", next_step=f"save {path} as UTF-8") from None
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except ReaderError as error:
+        wanted = "printable characters, tabs and line ends only"
+        line = text.count("\n", 0, error.position) + 1
+        raise _error(source, line, f"holds a character YAML does not allow (U+{error.character:04X})", wanted) from None
     try:
         node = loader.get_single_node()
         if node is None:
@@ -86,10 +93,10 @@ def read_yaml(path: Path) -> Source:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         # what the parser quotes may be a secret, so quotations longer than a character are left out
-        problem = re.sub(r"'[^']{2,}'|\"[^\"]{2,}\"", "(not shown)", error.problem or "cannot be read")
+        problem = _QUOTED.sub(lambda m: m[0] if len(m[0]) <= 3 else "(not shown)", error.problem or "cannot be read")
         raise _error(source, mark.line + 1 if mark else 1, f"not YAML: {problem}", "a YAML file") from None
-    except yaml.YAMLError:
-        raise _error(source, 1, "holds a character YAML does not allow", "printable characters only") from None
+    except RecursionError:
+        raise _error(source, 1, "is nested too deeply", "a file of a few levels") from None
     finally:
         loader.dispose()
     return source
@@ -144,7 +151,10 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> JSON:
         if node.tag in _TYPED:
-            typed: JSON = self._loader.construct_object(node)
+            try:
+                typed: JSON = self._loader.construct_object(node)
+            except (ValueError, KeyError):  # thousands of digits; or a word behind !!int or !!bool
+                raise self._error(node, "cannot be read as what it is marked as", "a plain number", path) from None
             return typed
         if node.tag not in _TEXT:
             raise self._error(node, "has a YAML tag", "plain text, numbers, true, false or null", path)

@@ -131,6 +131,16 @@ def check_source(build: BuildState, topic: str) -> None:
         )
 
 
+def check_state_topic(name: str, known: str, topic_id: str | None) -> None:
+    """`topic_id`: None when the topic does not exist. Raises IdentityChanged unless it is the one that was read."""
+    if topic_id != known:
+        raise IdentityChanged(
+            f"topic {name} was {'created anew' if topic_id else 'deleted'} while it was followed: it holds all that "
+            "is known of the versions",
+            next_step="restore it from a copy, then start the workers again: crossfade worker",
+        )
+
+
 def check_state_kept(
     prefix: str, *, state_is_empty: bool, aliases: Collection[str], spaces: Iterable[str], groups: Iterable[str]
 ) -> None:

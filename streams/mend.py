@@ -97,7 +97,7 @@ class Mender:
             if record is not None and isinstance(change, Put | Delete):
                 mend.append((record, change))
             elif record is not None or doubt.held_at > expected.offset:
-                ledger.doubts.pop(digest, None)  # held: its newest record is in the dead letters, nothing else to wait for
+                ledger.doubts.pop(digest, None)  # held: its newest record is in the dead letters
             # else a newer record has replaced it, and live brings that
         if mend:
             log.warning("%s: mends %d documents of partition %d", self._build.name, len(mend), ledger.partition)

@@ -43,7 +43,8 @@ class Event:
     """One change of one document on its way into a space. Compared by identity.
 
     `check`: look at what the space holds before writing. Live always does; replay only where a former owner may have
-    written already; a mend never, since it is there because the space cannot be trusted.
+    written already; a mend never, since it is there because the space cannot be trusted. `superseded`: the newest older
+    event of the key that was dropped as stale for this one; it stands after all if this one ends in the dead letters.
     """
 
     lane: Lane
@@ -52,6 +53,7 @@ class Event:
     change: Put | Delete
     ledger: PartitionLedger
     check: bool
+    superseded: Expected | None = None
 
 
 # rule 6: the contiguous prefix
@@ -350,8 +352,8 @@ class PartitionLedger:
     `live` and `replay` are the lanes' watermarks; `seen` is rule 5's memory, None once the replay is complete.
     `busy` holds each key with a request in flight, and the one event that waits behind it. `recheck_replay`: how many
     replayed events a former owner may have written already. `touched`: keys live has seen while a sweep runs.
-    `sweep_due`: only a sweep can tell what may be wrong, since the keys in question are not known. `told`: what the last
-    acknowledged live commit says of `in_doubt`, None before the first.
+    `sweep_due`: only a sweep can tell what may be wrong, since the keys in question are not known. `told`: what the
+    last acknowledged live commit says of `in_doubt`, None before the first.
     """
 
     def __init__(self, partition: int, *, live_position: int, replaying: bool) -> None:
@@ -468,12 +470,18 @@ class PartitionLedger:
         waiting = self.busy.pop(event.digest)
         if waiting is not None:
             self.busy[event.digest] = None
+            if outcome is Outcome.DEAD_LETTER and waiting.superseded is None:
+                waiting.superseded = event.superseded
+        elif outcome is Outcome.DEAD_LETTER and event.superseded is not None:
+            self._doubt(event.digest, event.change.doc_id, 0.0)
+            doubt = self.doubts[event.digest]
+            doubt.expected, doubt.held_at = event.superseded, event.record.offset
         elif outcome is Outcome.DEAD_LETTER:
             self.hold(event.digest, event.record.offset)
         return waiting
 
     def hold(self, digest: bytes, offset: int) -> None:
-        """The key's record at `offset` went to the dead letters: an older form may stand, this one is not waited for."""
+        """The key's record at `offset` is in the dead letters: an older form may stand, this one is not waited for."""
         doubt = self.doubts.get(digest)
         if doubt is None:
             return
@@ -572,6 +580,8 @@ def _newer(waiting: Event, event: Event, stale: list[Event]) -> Event:
     keep_first = (waiting.record.offset, waiting.lane is Lane.MEND) > (event.record.offset, event.lane is Lane.MEND)
     keep, drop = (waiting, event) if keep_first else (event, waiting)
     stale.append(drop)
+    if drop.record.offset < keep.record.offset:
+        keep.superseded = Expected(drop.record.offset, isinstance(drop.change, Delete))
     return keep
 
 

@@ -223,9 +223,9 @@ class ReplayLane:
         window = self._build.limits.window
         while ledger.active and not self._agent.has_room(Lane.REPLAY, ledger):
             await self._agent.progressed(
-                lambda: not ledger.active
-                or self._agent.has_room(Lane.REPLAY, ledger)
-                or replay.worth_committing(window)
+                lambda: (
+                    not ledger.active or self._agent.has_room(Lane.REPLAY, ledger) or replay.worth_committing(window)
+                )
             )
             if replay.worth_committing(window):
                 await self._patiently(self._checkpoint)

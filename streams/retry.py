@@ -28,6 +28,12 @@ def pause_s(attempt: int, error: Transient) -> float:
     return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt, 16))
 
 
+async def a_while(call: Callable[[], Awaitable[T]], attempts: int = 7) -> T:
+    """Wait out short trouble, about half a minute of it; longer trouble is raised."""
+    left = iter(range(attempts - 1))
+    return await patiently(call, going=lambda: next(left, None) is not None, trouble=lambda _: None)
+
+
 async def patiently(
     call: Callable[[], Awaitable[T]],
     *,

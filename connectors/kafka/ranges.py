@@ -225,7 +225,7 @@ class TopicTail:
             if isinstance(failure, NotFound | IdentityChanged):  # it was there at `start`
                 raise IdentityChanged(
                     f"topic {self._topic} was deleted or created anew while it was followed",
-                    next_step="start the workers again (crossfade worker): they say what must be restored",
+                    next_step="start again: crossfade worker; it says what must be restored",
                 ) from failure
             raise failure
         if partition is not None and offset is not None and offset >= self._behind.get(partition, offset + 1):

@@ -158,6 +158,14 @@ async def test_a_spec_that_cannot_be_is_refused(
     assert str(args["name"]) not in await store.spaces()
 
 
+async def test_a_space_tells_the_properties_it_was_made_with(store: VectorStore, make_space: MakeSpace) -> None:
+    space = await make_space(properties=USER)
+    assert await store.properties(space.name) == USER
+    await store.drop_space(space.name)
+    with pytest.raises(IdentityChanged):
+        await store.properties(space.name)
+
+
 async def test_spaces_lists_what_exists_and_drop_is_idempotent(store: VectorStore, make_space: MakeSpace) -> None:
     first, second = await make_space(), await make_space()
     assert {first.name, second.name} <= set(await store.spaces())

@@ -6,6 +6,7 @@ The fixture `services` of the whole suite is replaced here, so that nothing of i
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.deployment import Deployment, deployed
 from tests.faults.own_services import OwnServices
 from tests.faults.workload import COLLECTION
 
+INSIDE = "CROSSFADE_INSIDE_NAMESPACE"  # set in a run of pytest in a network namespace of its own
 Say = Callable[[str], None]
 
 
@@ -55,7 +57,7 @@ def own(say: Say) -> Iterator[OwnServices]:
     """Kafka and Weaviate of these tests alone, as local processes whose ids we know."""
     if problems := local.missing():
         pytest.skip("faults need Kafka and Weaviate as processes of this machine: " + "; ".join(problems))
-    folder = ROOT / ".crossfade" / "fault-services"
+    folder = ROOT / ".crossfade" / ("fault-services-inside" if INSIDE in os.environ else "fault-services")
     with (
         locked(folder / "session.lock", say, busy="another session injects faults in this checkout; waiting"),
         pytest.MonkeyPatch.context() as patch,

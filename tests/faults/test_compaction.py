@@ -51,7 +51,8 @@ async def until_gone(d: Deployment, doomed: set[tuple[int, int]], filler: list[s
 async def test_the_log_cleaner_during_a_paused_replay(deploy: Deploy, say: Say) -> None:
     changes = Changes(SEED, 400)
     keys = changes.keys
-    filler, edited, deleted, deleted_away = keys[:20], keys[20:120], keys[120:220], keys[220:300]
+    # of the first the replay has stored all when it is paused, of the last none
+    deleted_away, deleted, edited, filler = keys[:20] + keys[320:360], keys[20:120], keys[120:220], keys[300:320]
     async with deploy(topic=QUICK_CLEANING) as d:
         await produce(d, changes.first())
         worker = d.start_worker()
@@ -60,6 +61,7 @@ async def test_the_log_cleaner_during_a_paused_replay(deploy: Deploy, say: Say) 
         await d.until(lambda: d.counters("v1").completed >= 60)
         assert (await d.ask("pause", "v1")).ok
         await d.until(lambda: all(r.status == "paused" for r in d.progress.partitions(d.build("v1"))))
+        paused_at = d.counters("v1").completed
         # live sees these, while the replay of what they replace is held
         overwritten = await offsets_left(d)
         await produce(d, [changes.edit(key) for key in edited] + [changes.delete(key) for key in deleted])
@@ -67,13 +69,13 @@ async def test_the_log_cleaner_during_a_paused_replay(deploy: Deploy, say: Say) 
         assert d.build("v1").stage == "building", "the replay was over before its log was cleaned"
         assert await d.end_worker(worker, signal.SIGTERM) == 0
         # and these nobody sees: the documents stand in the space, or in the replay's range, and the tombstones go
+        assert set(keys[:20]) <= (await d.stored("v1")).keys()
         await produce(d, [changes.delete(key) for key in deleted_away])
         doomed = await tombstones(d)
         assert len(doomed) == len(deleted) + len(deleted_away)
         left = await offsets_left(d)
         await until_gone(d, doomed, filler, changes)
         gone = (overwritten | left) - await offsets_left(d)
-        before = d.counters("v1").completed
         d.start_worker()
         assert (await d.ask("resume", "v1")).ok
         assert (await d.ask("set", "v1", replay_rate=0)).ok
@@ -82,6 +84,6 @@ async def test_the_log_cleaner_during_a_paused_replay(deploy: Deploy, say: Say) 
         assert not stored.keys() & {*deleted, *deleted_away}, "a deleted document is back"
         assert checked == len(keys) - len(deleted) - len(deleted_away)
         say(
-            f"log cleaner: paused at {before} of {d.counters('v1').total}, {len(gone)} records cleaned away, "
+            f"log cleaner: paused at {paused_at} of {len(keys)}, {len(gone)} records cleaned away, "
             f"{len(doomed)} of them tombstones; {checked} documents checked, 0 resurrected"
         )

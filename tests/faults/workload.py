@@ -22,22 +22,7 @@ from connectors.errors import Transient
 from connectors.protocols import JSON
 from tests.deployment import Deployment
 
-WORDS = [
-    "river",
-    "stone",
-    "cloud",
-    "engine",
-    "paper",
-    "window",
-    "garden",
-    "copper",
-    "silver",
-    "signal",
-    "market",
-    "bridge",
-    "winter",
-    "harbour",
-]
+WORDS = ("river", "stone", "cloud", "engine", "paper", "window", "garden", "copper", "silver", "signal", "market")
 COLLECTION: Mapping[str, JsonValue] = {"text": {"fields": ["text"]}, "properties": {"title": "text", "rank": "int"}}
 HASHING: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing"}, "dimensions": 64}
 OTHER_HASHING: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing", "seed": 7}, "dimensions": 64}
@@ -106,13 +91,11 @@ async def produce(d: Deployment, changes: Sequence[tuple[str, dict[str, JSON] | 
 @asynccontextmanager
 async def steady(d: Deployment, changes: Changes, per_s: float = 40.0) -> AsyncIterator[None]:
     """A producer that goes on beside whatever happens inside."""
-    sending: set[asyncio.Task[None]] = set()
+    sending: list[asyncio.Task[None]] = []
 
     async def go_on() -> None:
         while True:
-            task = asyncio.create_task(produce(d, [changes.next() for _ in range(max(1, round(per_s / 5)))]))
-            sending.add(task)
-            task.add_done_callback(sending.discard)
+            sending.append(asyncio.create_task(produce(d, [changes.next() for _ in range(max(1, round(per_s / 5)))])))
             await asyncio.sleep(0.2)
 
     running = asyncio.create_task(go_on())
@@ -153,6 +136,10 @@ class Verdict:
     resurrected: list[str]
     stale: list[str]
 
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.resurrected or self.stale)
+
 
 async def compare(d: Deployment, version: str) -> Verdict:
     oracle, stored = await d.oracle(), await d.stored(version)
@@ -189,7 +176,7 @@ async def check(d: Deployment, *versions: str) -> int:
         await d.until_live(version, RESOLVED_WITHIN_S)
         await until_settled(d, version)
         verdict = await compare(d, version)
-        assert not (verdict.lost or verdict.resurrected or verdict.stale), verdict
+        assert verdict.clean, verdict
         sweep = await d.verify(version)
         assert sweep.clean, sweep
         assert (sweep.checked, sweep.held) == (verdict.documents, 0), sweep
@@ -204,7 +191,7 @@ async def check(d: Deployment, *versions: str) -> int:
     return checked
 
 
-async def worker_of(d: Deployment, version: str, partition: int = 0) -> str:
+def worker_of(d: Deployment, version: str, partition: int = 0) -> str:
     """The name of the worker that last reported on a partition."""
     record = d.progress.records.get(f"{d.build(version).key}/{partition}")
     return record.worker if record is not None else ""

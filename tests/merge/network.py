@@ -63,7 +63,8 @@ class Weather:
 class Network:
     """One worker's. `dead`: nothing it does has an effect any more. `cut_until_s`: Kafka does not answer before.
 
-    `on_write`: called with (verb, ids) before a write takes effect; a directed test may wait there or name its fate.
+    `on_write`: called with (verb, ids) before a write takes effect; a directed test may wait there or name its fate;
+    `land_after_s` then says when late ones land.
     """
 
     rng: random.Random
@@ -72,6 +73,7 @@ class Network:
     weather: Weather
     dead: bool = False
     cut_until_s: float = 0.0
+    land_after_s: float | None = None
     say: Callable[[str], None] = lambda _: None
     on_write: Callable[[str, Sequence[object]], Awaitable[Effect | None]] | None = None
 
@@ -97,7 +99,7 @@ class Network:
             raise Unreachable("simulated: the store does not answer")
 
     async def write(self, verb: str, ids: Sequence[object], call: Callable[[], Awaitable[T]]) -> T:
-        """Sent at once; it lands after one hop, lands late, or is lost. A caller that is cancelled leaves it on its way."""
+        """It lands after one hop, lands late, or is lost. A caller that is cancelled leaves it on its way."""
         loop = asyncio.get_running_loop()
         sent_s = loop.time()
         fate = await self.on_write(verb, ids) if self.on_write else None
@@ -139,6 +141,7 @@ class Network:
         for write in self.store.late:
             if id(write) not in known:
                 at_s = self.rng.uniform(loop.time(), max(loop.time(), sent_s + self.weather.settle_s * 0.95))
+                at_s = at_s if self.land_after_s is None else sent_s + self.land_after_s
                 self.say(f"{_named(write)} is late, will land at {at_s:.2f}")
                 loop.call_at(at_s, self._land, write)
 
@@ -149,7 +152,8 @@ class Network:
 
 
 def _named(write: Write) -> str:
-    what = [f"{o.properties['cf_doc_id']}@{o.properties['cf_offset']}" for o in write.objects] or list(write.uuids)
+    what = [f"{o.properties['cf_doc_id']}@{o.properties['cf_offset']}" for o in write.objects]
+    what += [str(uuid) for uuid in write.uuids]
     return f"{write.verb} {what}"
 
 

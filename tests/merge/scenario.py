@@ -42,9 +42,7 @@ class Scenario:
 
     async def play(self) -> World:
         """Raises AssertionError where the space is not what the oracle says."""
-        self.world = world = World(
-            self.seed, partitions=self.partitions, chunks=self.chunks, limits=self.limits
-        )
+        self.world = world = World(self.seed, partitions=self.partitions, chunks=self.chunks, limits=self.limits, calm=self.calm)
         for _ in range(self.rng.choice((0, 5, 30))):
             self._event()
         if self.rng.random() < 0.5:

@@ -308,7 +308,7 @@ def test_a_sweep_takes_nothing_away_that_live_has_still_to_renew() -> None:
             assert len(await world.stored()) == 20, "a document vanished that was never deleted"
         world.weather.latency_s = 0.01
 
-    play(story)
+    play(story, limits=Limits(batch=8, window=16, read_records=1, write_deadline_s=2.0, settle_s=4.0))
 
 
 # --- rule 3 and 9: owners -------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_a_partition_held_before_a_rebalance_goes_on_after_it() -> None:
         for n in range(10):
             put(world, f"k{n}", "x")
         group = world.kafka.group(TOPIC, world.live_group)
-        while len({id(holder) for holder in group.holder.values()}) > 1:
+        while len({id(holder) for holder in group.holder.values()}) > 1:  # noqa: ASYNC110  simulated time
             await asyncio.sleep(0.01)
         world.state = world.state.model_copy(update={"paused": None})
 
@@ -354,5 +354,106 @@ def test_a_worker_cut_off_from_kafka_stops_writing_before_another_may_begin() ->
         assert last_write_s < cut_s + 6.0 - 2.0, "sent when its session could have ended within the deadline"
         world.weather.store_fails = 0.0
         world.start_worker("b")
+
+    play(story)
+
+
+def test_a_partition_gained_during_a_hold_is_held_too() -> None:
+    async def story(world: World) -> None:
+        await world.start_build()
+        world.start_worker("a")
+        world.start_worker("b")
+        await world.until_settled()
+        world.state = world.state.model_copy(update={"paused": "all"})
+        await asyncio.sleep(2.0)
+        await world.stop_worker("b")
+        await asyncio.sleep(2.0)
+        for n in range(10):
+            put(world, f"k{n}", "x")
+        await asyncio.sleep(5.0)
+        assert await world.stored() == {}
+        world.state = world.state.model_copy(update={"paused": None})
+
+    play(story, partitions=2)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_a_delete_is_not_lost_because_a_newer_record_is_refused() -> None:
+    """Both waited behind the same request, so the delete was dropped as stale: it was not, as it turned out."""
+
+    async def story(world: World) -> None:
+        await ready(world)
+        put(world, "k", "secret")
+        put(world, "l", "old")
+        await asyncio.sleep(2.0)
+        world.produce("k", None)
+        put(world, "k", REFUSED_BY_MODEL)
+        put(world, "l", "newer")
+        put(world, "l", REFUSED_BY_MODEL)
+        await asyncio.sleep(5.0)
+        stored = await world.stored()
+        assert "k" not in stored
+        assert stored["l"][0]["cf_text"] == "newer"
+
+    play(story)
+
+
+# --- cost -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_replay_costs_no_more_than_what_was_in_flight() -> None:
+    """The checkpoint is behind by what was embedded since: the next owner looks before it embeds."""
+    limits = Limits(batch=4, concurrency=1, window=100, read_records=8, write_deadline_s=2.0, settle_s=4.0)
+
+    async def story(world: World) -> None:
+        for n in range(60):
+            put(world, f"k{n}", f"text {n}")
+        await world.start_build()
+        world.weather.latency_s = 0.05
+        world.start_worker("a")
+        while len(await world.stored()) < 30:
+            await asyncio.sleep(0.01)  # noqa: ASYNC110  simulated time
+        world.kill_worker("a")
+        world.start_worker("b")
+
+    assert play(story, limits=limits).embeddings <= 60 + limits.batch * limits.concurrency
+
+
+# --- redrive --------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_redrive_of_a_killed_owner_does_not_overwrite_what_came_after() -> None:
+    """A redriven record lies far below the commit: only the doubt that was committed before it tells the next owner."""
+
+    async def story(world: World) -> None:
+        await ready(world)
+        put(world, "k", REFUSED_BY_MODEL)
+        await asyncio.sleep(3.0)
+        world.refusing = False
+        network = world.workers["a"].network
+        network.land_after_s = 15.0
+        Fates(world, "a", {1: "late"})
+        world.ask("redrive")
+        while not world.store.late:
+            await asyncio.sleep(0.01)  # noqa: ASYNC110  simulated time
+        world.kill_worker("a")
+        world.start_worker("b")
+        await asyncio.sleep(8.0)
+        put(world, "k", "newer")
+
+    play(story, limits=Limits(batch=8, window=16, read_records=8, write_deadline_s=2.0, settle_s=20.0))
+
+
+def test_a_redriven_record_is_applied() -> None:
+    async def story(world: World) -> None:
+        await ready(world)
+        put(world, "k", REFUSED_BY_MODEL)
+        await asyncio.sleep(3.0)
+        world.refusing = False
+        world.ask("redrive")
+        await asyncio.sleep(5.0)
+        assert "k" in await world.stored()
 
     play(story)

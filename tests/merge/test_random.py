@@ -29,7 +29,8 @@ def test_in_calm_weather_nothing_is_embedded_twice(first: int) -> None:
         documents = sum(world.replay_documents.values())
         assert counters.embedded_replay <= documents, f"seed {seed}: more embeddings than keys live at the barrier"
         assert counters.completed == counters.total, f"seed {seed}"
-        assert counters.embedded_mend == 0, f"seed {seed}"
+        refused = {at for at, cause in world.dead_letters if cause in ("content_rejected", "store_refused")}
+        assert counters.embedded_mend <= len(refused), f"seed {seed}: only what a refused record gave way to"
         assert counters.total <= documents, f"seed {seed}"
 
 

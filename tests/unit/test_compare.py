@@ -23,9 +23,7 @@ def index_of(entries: dict[str, tuple[int, bool]]) -> KeyIndex:
 def heads_of(key: str, offset: int, chunks: int, partition: int = 0, present: int | None = None) -> list[Head]:
     """`present`: bits of the chunks that are there; all by default."""
     bits = (1 << chunks) - 1 if present is None else present
-    return [
-        Head(uuid.uuid4(), key, "", n, chunks, "h", partition, offset) for n in range(chunks + 1) if bits >> n & 1
-    ]
+    return [Head(uuid.uuid4(), key, "", n, chunks, "h", partition, offset) for n in range(chunks + 1) if bits >> n & 1]
 
 
 KEYS = st.sampled_from(["a", "b", "c", "d"])

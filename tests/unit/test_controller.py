@@ -19,10 +19,11 @@ from connectors.memory.store import MemoryStore
 from connectors.protocols import Embedder, SpaceSpec, Write
 from streams import config
 from streams.config import Settings
-from streams.controller import Controller, Outside
+from streams.controller import Controller
 from streams.migration.sweep import Sweep
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command, CommandOutcome, TopicNames
+from streams.verbs.desk import Outside
 from streams.versions import Stage
 from streams.views import ProgressView, StateView
 from tests.merge import virtual_time
@@ -178,7 +179,9 @@ class World:
         self.report(version, build.epoch)
         return (await self.view()).build("docs", version)
 
-    async def ask(self, controller: Controller, verb: str, version: str | None = None, **args: object) -> CommandOutcome:
+    async def ask(
+        self, controller: Controller, verb: str, version: str | None = None, **args: object
+    ) -> CommandOutcome:
         """One command to its outcome."""
         command = Command.model_validate({"verb": verb, "collection": "docs", "version": version, "args": args})
         await controller.handle(command)

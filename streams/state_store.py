@@ -1,0 +1,156 @@
+"""The state as the controller holds and writes it: collections, builds and journal, all or nothing, under one identity.
+
+Nobody else writes the state topic. After a lost answer nothing is believed until it was read again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from pydantic import JsonValue
+
+from connectors.errors import Fenced, Refused, UnknownOutcome
+from connectors.protocols import AtomicWriter, Write
+from streams.retry import a_while
+from streams.state import (
+    BuildState,
+    CollectionState,
+    Command,
+    CommandOutcome,
+    Intent,
+    JournalEntry,
+    TopicNames,
+    unknown,
+)
+from streams.views import StateView
+
+log = logging.getLogger(__name__)
+
+
+class StateStore:
+    """Call order: `open`, then the rest, `close` when another controller takes over. Writes raise Fenced once replaced.
+
+    `unsure`: whether the last write stands is not known; `read_again` before anything else.
+    """
+
+    def __init__(self, names: TopicNames, writer: AtomicWriter, wall_ms: Callable[[], int]) -> None:
+        self._names = names
+        self._writer = writer
+        self._wall_ms = wall_ms
+        self._load: Callable[[], Awaitable[StateView]] | None = None
+        self.collections: dict[str, CollectionState] = {}
+        self.builds: dict[str, BuildState] = {}
+        self.unsure = False
+
+    async def open(self, load: Callable[[], Awaitable[StateView]]) -> None:
+        """Fence the controller before this one and read what stands. `load` reads the state topic to its end."""
+        self._load = load
+        await self.read_again()
+
+    def close(self) -> None:
+        """Another controller has taken over: it must not be fenced by a late write of this one."""
+        self._load = None
+
+    async def read_again(self) -> None:
+        """Fence every other controller, and take what stands for the truth, whoever wrote it."""
+        if self._load is None:
+            raise Fenced("another worker is the controller now")
+        await self._writer.fence()
+        view = await self._load()
+        self.collections, self.builds = dict(view.collections), dict(view.builds)
+        self.unsure = False
+
+    async def journal(self, entry: JournalEntry) -> None:
+        """Add an entry alone: it fails if this controller was fenced, so it also proves that it was not."""
+        await self._writer.write([Write(self._names.journal, entry.collection.encode(), entry.to_bytes())])
+
+    def begun(self, collection: str) -> Command | None:
+        """The step of several writes that has begun and has no result yet."""
+        current = self.collections.get(collection)
+        return current.intent.command if current is not None and current.intent is not None else None
+
+    async def intend(self, command: Command, data: dict[str, JsonValue], *builds: BuildState) -> CollectionState:
+        """Store that a step of several writes begins; after a crash the next controller runs the command again."""
+        collection = self.collection(command).model_copy(update={"intent": Intent(command=command, data=data)})
+        await self.commit(collection, builds, command, f"{command.verb} begins")
+        return collection
+
+    async def done(
+        self,
+        command: Command,
+        message: str,
+        *builds: BuildState,
+        data: dict[str, JsonValue] | None = None,
+        collection: dict[str, object] | None = None,
+        event: str = "",
+    ) -> None:
+        """The command's outcome with the builds and fields of the collection it changed; it also ends an intent."""
+        outcome = CommandOutcome(id=command.id, ok=True, message=message, data=data or {})
+        changed = self.collection(command).with_outcome(outcome, self._wall_ms(), **(collection or {}))
+        await self.commit(changed, builds, command, event or command.verb, message)
+
+    async def commit(
+        self,
+        collection: CollectionState,
+        builds: Sequence[BuildState],
+        command: Command,
+        event: str,
+        message: str = "",
+    ) -> None:
+        """State and journal, all or nothing."""
+        now_ms = self._wall_ms()
+        builds = [build.model_copy(update={"updated_ms": now_ms}) for build in builds]
+        entry = JournalEntry(
+            at_ms=now_ms,
+            collection=command.collection,
+            version=command.version,
+            epoch=builds[0].epoch if builds else None,
+            event=event,
+            who=command.who,
+            why=command.why or message,
+            command_id=command.id,
+            data={b.key: {"stage": b.stage.value, "space": b.space, "envelope": b.envelope} for b in builds},
+        )
+        records = [Write(self._names.state, collection.collection.encode(), collection.to_bytes())]
+        records += [Write(self._names.state, build.key.encode(), build.to_bytes()) for build in builds]
+        records.append(Write(self._names.journal, command.collection.encode(), entry.to_bytes()))
+
+        before = self.collections.get(collection.collection)
+
+        async def write() -> None:
+            if self.unsure:  # all of it stands or nothing does, or another controller has written since
+                await self.read_again()
+                stands = self.collections.get(collection.collection)
+                if stands == collection:
+                    return
+                if stands != before:
+                    raise Refused(
+                        f"another controller has changed {collection.collection} meanwhile", next_step="try again"
+                    )
+            try:
+                await self._writer.write(records)
+            except UnknownOutcome:
+                self.unsure = True
+                raise
+
+        await a_while(write)
+        self.collections[collection.collection] = collection
+        self.builds.update((build.key, build) for build in builds)
+        log.info("%s: %s %s", command.collection, event, message)
+
+    def collection(self, command: Command) -> CollectionState:
+        """Raises NotFound with the names that exist."""
+        try:
+            return self.collections[command.collection]
+        except KeyError:
+            raise unknown("collection", command.collection, self.collections) from None
+
+    def build(self, command: Command) -> BuildState:
+        """The newest build of the command's version. Raises NotFound with the names that exist."""
+        self.collection(command)
+        try:
+            return self.builds[f"{command.collection}/{command.version}"]
+        except KeyError:
+            known = [b.version for b in self.builds.values() if b.collection == command.collection]
+            raise unknown(f"version of {command.collection}", command.version or "", known) from None

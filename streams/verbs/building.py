@@ -1,0 +1,217 @@
+"""Verbs that begin a build and change it while it runs, and what workers tell: its replay is complete, or it failed.
+
+A verb only decides and asks the state store to write; it never writes a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+from pydantic import JsonValue
+
+from connectors.errors import ConfigurationError, Refused
+from connectors.protocols import SpaceSpec
+from streams import config
+from streams.config import envelope_of
+from streams.retry import a_while
+from streams.state import BuildState, CollectionState, Command, Controls, Failure, Intent, Request
+from streams.verbs.desk import Desk, must_be_active
+from streams.versions import Stage, check_transition, space_name
+
+MOST_RATE = 1e6
+REQUESTS_KEPT = 50
+
+
+async def pause(desk: Desk, command: Command) -> None:
+    build = desk.state.build(command)
+    must_be_active(build)
+    paused = "all" if command.args.get("all") else "replay"
+    await desk.state.done(command, f"{build.key} is paused ({paused})", build.model_copy(update={"paused": paused}))
+
+
+async def resume(desk: Desk, command: Command) -> None:
+    build = desk.state.build(command)
+    must_be_active(build)
+    changed = build.model_copy(update={"paused": None, "failure": None})
+    await desk.state.done(command, f"{build.key} goes on", changed)
+
+
+async def set_(desk: Desk, command: Command) -> None:
+    build = desk.state.build(command)
+    must_be_active(build)
+    controls = _new_controls(build.controls, command.args)
+    rate = f"{controls.replay_rate:g} documents/s" if controls.replay_rate else "no limit"
+    await desk.state.done(command, f"{build.key}: replay_rate {rate}", build.model_copy(update={"controls": controls}))
+
+
+async def request(desk: Desk, command: Command) -> None:
+    """Work for the partitions' owners, who alone write (section 4). Done when each partition reports its id."""
+    build = desk.state.build(command)
+    must_be_active(build)
+    number = build.requests[-1].id + 1 if build.requests else 1
+    request = Request(id=number, kind="repair" if command.verb == "repair" else "redrive")
+    changed = build.model_copy(update={"requests": [*build.requests, request][-REQUESTS_KEPT:]})
+    await desk.state.done(
+        command, f"{build.key}: {request.kind} asked of the workers", changed, data={"request": number}
+    )
+
+
+async def replayed(desk: Desk, command: Command) -> None:
+    build = desk.state.build(command)
+    partition = command.args.get("partition")
+    if command.args.get("epoch") != build.epoch or not isinstance(partition, int) or partition in build.replayed:
+        await desk.state.done(command, "nothing to do")
+        return
+    replayed = sorted([*build.replayed, partition])
+    update: dict[str, object] = {"replayed": replayed}
+    complete = len(replayed) == build.partitions and build.stage is Stage.BUILDING
+    if complete:
+        update |= {"stage": Stage.READY, "ready_ms": desk.out.wall_ms()}
+    message = f"{build.key} is ready" if complete else f"{build.key}: the replay of partition {partition} is complete"
+    await desk.state.done(command, message, build.model_copy(update=update))
+
+
+async def failed(desk: Desk, command: Command) -> None:
+    build = desk.state.build(command)
+    if command.args.get("epoch") != build.epoch or not build.active:
+        await desk.state.done(command, "nothing to do")
+        return
+    failure = Failure(
+        cause=str(command.args.get("cause", "")),
+        next_step=str(command.args.get("next_step", "")),
+        at_ms=desk.out.wall_ms(),
+    )
+    await desk.state.done(
+        command, f"{build.key} stopped: {failure.cause}", build.model_copy(update={"failure": failure})
+    )
+
+
+async def start(desk: Desk, command: Command) -> None:
+    """declared (with its epoch) -> space created, start and barrier taken -> building. Rule 2: before any write."""
+    settings = desk.out.settings()
+    configured = settings.collection(command.collection)
+    version_name = command.version or ""
+    version = configured.version(version_name)
+    envelope = envelope_of(configured, version)
+    collection = desk.state.collections.get(command.collection)
+    existing = desk.state.builds.get(f"{command.collection}/{version_name}")
+    if collection is None or collection.intent is None or collection.intent.command.id != command.id:
+        if (fingerprint := command.args.get("fingerprint")) not in (None, envelope.fingerprint):
+            raise Refused(
+                f"{version_name} is model {fingerprint} in your configuration, {envelope.fingerprint} here",
+                next_step="give the workers the same configuration file (they read it again when it changes)",
+            )
+        if existing is not None and existing.stage is not Stage.DECLARED:
+            if command.args.get("origin") == "configuration":
+                await desk.state.done(command, f"{existing.key} is {existing.stage}; nothing to do")
+                return
+            check_transition(existing.stage, Stage.BUILDING, collection=command.collection, version=version_name)
+        facts = await desk.out.kafka.facts(configured.topic)
+        if "compact" not in facts.cleanup_policy:
+            raise Refused(
+                f"topic {configured.topic} is not compacted (cleanup.policy={facts.cleanup_policy}): "
+                "it will forget documents that no event has changed for a while",
+                next_step=f"kafka-configs --alter --topic {configured.topic} --add-config cleanup.policy=compact",
+            )
+        _check_same_deployment(desk, collection, configured)
+        await _check_dimensions(desk, command.collection, version_name, version)
+        collection = (collection or CollectionState(collection=command.collection, alias="", topic="")).model_copy(
+            update={"alias": configured.alias, "topic": configured.topic}
+        )
+        epoch = collection.epochs + 1
+        existing = BuildState(
+            collection=command.collection,
+            version=version_name,
+            epoch=epoch,
+            stage=Stage.DECLARED,
+            envelope=_envelope_json(envelope.canonical_json()),
+            fingerprint=envelope.fingerprint,
+            space=space_name(configured.alias, version_name, epoch, envelope.fingerprint),
+            topic=configured.topic,
+            topic_id=facts.topic_id,
+            partitions=facts.partitions,
+            controls=_new_controls(Controls(replay_rate=version.replay_rate), command.args),
+            provenance=dict(version.provenance),
+            started_ms=desk.out.wall_ms(),
+        )
+        if await desk.out.store.description(existing.space) is not None:
+            raise Refused(
+                f"the space {existing.space} exists already, and the state knows nothing of it: another deployment "
+                "made it, or the state was lost",
+                next_step="give this deployment an alias of its own; drop the space only if nobody reads it",
+            )
+        collection = collection.model_copy(update={"epochs": epoch, "intent": Intent(command=command)})
+        await desk.state.commit(collection, [existing], command, "declared")
+    assert existing is not None
+    envelope = existing.model  # as it was declared: the configuration may have changed since
+    spec = SpaceSpec(
+        existing.space,
+        envelope.dimensions,
+        envelope.metric,
+        envelope.canonical_json(),
+        envelope.quantization,
+        dict(configured.properties),
+    )
+    await a_while(lambda: desk.out.store.create_space(spec))
+    bounds = await a_while(lambda: desk.out.kafka.bounds(existing.topic))
+    ends = {partition: b.stable for partition, b in bounds.items()}
+    building = existing.model_copy(update={"stage": Stage.BUILDING, "start": ends, "barrier": ends})
+    await desk.state.done(
+        command,
+        f"{building.key} is building: space {building.space}, {sum(ends.values())} offsets to replay",
+        building,
+        data={"space": building.space, "epoch": building.epoch, "fingerprint": building.fingerprint},
+    )
+
+
+def _check_same_deployment(desk: Desk, collection: CollectionState | None, configured: config.Collection) -> None:
+    """While versions of a collection are written, its topic and alias stay what they are."""
+    if collection is None or not any(
+        b.active for b in desk.state.builds.values() if b.collection == collection.collection
+    ):
+        return
+    for what, stored, wanted in (
+        ("topic", collection.topic, configured.topic),
+        ("alias", collection.alias, configured.alias),
+    ):
+        if stored != wanted:
+            raise Refused(
+                f"the {what} of {collection.collection} is {stored}, the configuration says {wanted}: two "
+                f"deployments with one kafka.topic_prefix, or a changed {what}",
+                next_step=f"give each deployment a kafka.topic_prefix of its own, or put the {what} back",
+            )
+
+
+async def _check_dimensions(desk: Desk, collection: str, name: str, version: config.Version) -> None:
+    """The endpoint must give what the version declares, before a space of the wrong size exists."""
+    embedder = desk.out.make_embedder(version.embedder, version.dimensions)
+    try:
+        vectors = await embedder.embed(["crossfade asks for the length of a vector"])
+    finally:
+        await embedder.close()
+    if vectors.shape[1] != version.dimensions:
+        raise ConfigurationError(
+            f"{collection}/{name} declares {version.dimensions} dimensions, its endpoint gives {vectors.shape[1]}",
+            next_step=f"set dimensions: {vectors.shape[1]} in the configuration, or correct the endpoint",
+        )
+
+
+def _envelope_json(canonical: str) -> dict[str, JsonValue]:
+    parsed: dict[str, JsonValue] = orjson.loads(canonical)
+    return parsed
+
+
+def _new_controls(controls: Controls, args: Mapping[str, JsonValue]) -> Controls:
+    """What `set` and `start` may change. Raises Refused for a value out of range; unknown names change nothing."""
+    if "replay_rate" not in args:
+        return controls
+    rate = args["replay_rate"]
+    if rate is None or rate == 0:
+        return controls.model_copy(update={"replay_rate": None})
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= MOST_RATE:
+        raise Refused(
+            f"replay_rate {rate!r} is out of range",
+            next_step=f"documents a second: above 0 and up to {MOST_RATE:g}; 0 for no limit",
+        )
+    return controls.model_copy(update={"replay_rate": float(rate)})

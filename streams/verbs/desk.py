@@ -1,0 +1,50 @@
+"""What a verb works with: the state it may change, the outside it may act on, and what the workers report.
+
+Values and ports only; the controller makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from connectors.errors import Refused
+from connectors.protocols import Embedder, Log, VectorStore
+from streams import config
+from streams.config import Settings
+from streams.migration.sweep import Sweep
+from streams.state import BuildState, TopicNames
+from streams.state_store import StateStore
+from streams.versions import next_command
+from streams.views import ProgressView
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the controller acts on. `settings` reads the configuration anew; `sweep` compares a build with the log."""
+
+    settings: Callable[[], Settings]
+    kafka: Log
+    store: VectorStore
+    make_embedder: Callable[[config.HashingEmbedder | config.TeiEmbedder, int], Embedder]
+    sweep: Callable[[BuildState], Awaitable[Sweep]]
+    wall_ms: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """See the module."""
+
+    names: TopicNames
+    out: Outside
+    state: StateStore
+    progress: ProgressView
+
+
+def must_be_active(build: BuildState) -> None:
+    """Raises Refused, with the legal command, when nothing writes this build."""
+    if not build.active:
+        raise Refused(
+            f"{build.key} is {build.stage}",
+            next_step=next_command(build.stage, collection=build.collection, version=build.version),
+        )

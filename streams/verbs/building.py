@@ -89,64 +89,76 @@ async def failed(desk: Desk, command: Command) -> None:
 
 async def start(desk: Desk, command: Command) -> None:
     """declared (with its epoch) -> space created, start and barrier taken -> building. Rule 2: before any write."""
-    settings = desk.out.settings()
-    configured = settings.collection(command.collection)
-    version_name = command.version or ""
-    version = configured.version(version_name)
+    configured = desk.out.settings().collection(command.collection)
+    build = desk.state.builds.get(f"{command.collection}/{command.version}")
+    begun = desk.state.begun(command.collection)
+    if begun is None or begun.id != command.id:
+        build = await _declare(desk, command, configured, build)
+    if build is not None:
+        await _create_and_begin(desk, command, configured, build)
+
+
+async def _declare(
+    desk: Desk, command: Command, configured: config.Collection, existing: BuildState | None
+) -> BuildState | None:
+    """Check everything that can be checked, and give the build its epoch. None when there is nothing to start."""
+    name = command.version or ""
+    version = configured.version(name)
     envelope = envelope_of(configured, version)
     collection = desk.state.collections.get(command.collection)
-    existing = desk.state.builds.get(f"{command.collection}/{version_name}")
-    if collection is None or collection.intent is None or collection.intent.command.id != command.id:
-        if (fingerprint := command.args.get("fingerprint")) not in (None, envelope.fingerprint):
-            raise Refused(
-                f"{version_name} is model {fingerprint} in your configuration, {envelope.fingerprint} here",
-                next_step="give the workers the same configuration file (they read it again when it changes)",
-            )
-        if existing is not None and existing.stage is not Stage.DECLARED:
-            if command.args.get("origin") == "configuration":
-                await desk.state.done(command, f"{existing.key} is {existing.stage}; nothing to do")
-                return
-            check_transition(existing.stage, Stage.BUILDING, collection=command.collection, version=version_name)
-        facts = await desk.out.kafka.facts(configured.topic)
-        if "compact" not in facts.cleanup_policy:
-            raise Refused(
-                f"topic {configured.topic} is not compacted (cleanup.policy={facts.cleanup_policy}): "
-                "it will forget documents that no event has changed for a while",
-                next_step=f"kafka-configs --alter --topic {configured.topic} --add-config cleanup.policy=compact",
-            )
-        _check_same_deployment(desk, collection, configured)
-        await _check_dimensions(desk, command.collection, version_name, version)
-        collection = (collection or CollectionState(collection=command.collection, alias="", topic="")).model_copy(
-            update={"alias": configured.alias, "topic": configured.topic}
+    if (fingerprint := command.args.get("fingerprint")) not in (None, envelope.fingerprint):
+        raise Refused(
+            f"{name} is model {fingerprint} in your configuration, {envelope.fingerprint} here",
+            next_step="give the workers the same configuration file (they read it again when it changes)",
         )
-        epoch = collection.epochs + 1
-        existing = BuildState(
-            collection=command.collection,
-            version=version_name,
-            epoch=epoch,
-            stage=Stage.DECLARED,
-            envelope=_envelope_json(envelope.canonical_json()),
-            fingerprint=envelope.fingerprint,
-            space=space_name(configured.alias, version_name, epoch, envelope.fingerprint),
-            topic=configured.topic,
-            topic_id=facts.topic_id,
-            partitions=facts.partitions,
-            controls=_new_controls(Controls(replay_rate=version.replay_rate), command.args),
-            provenance=dict(version.provenance),
-            started_ms=desk.out.wall_ms(),
+    if existing is not None and existing.stage is not Stage.DECLARED:
+        if command.args.get("origin") == "configuration":
+            await desk.state.done(command, f"{existing.key} is {existing.stage}; nothing to do")
+            return None
+        check_transition(existing.stage, Stage.BUILDING, collection=command.collection, version=name)
+    facts = await desk.out.kafka.facts(configured.topic)
+    if "compact" not in facts.cleanup_policy:
+        raise Refused(
+            f"topic {configured.topic} is not compacted (cleanup.policy={facts.cleanup_policy}): "
+            "it will forget documents that no event has changed for a while",
+            next_step=f"kafka-configs --alter --topic {configured.topic} --add-config cleanup.policy=compact",
         )
-        if await desk.out.store.description(existing.space) is not None:
-            raise Refused(
-                f"the space {existing.space} exists already, and the state knows nothing of it: another deployment "
-                "made it, or the state was lost",
-                next_step="give this deployment an alias of its own; drop the space only if nobody reads it",
-            )
-        collection = collection.model_copy(update={"epochs": epoch, "intent": Intent(command=command)})
-        await desk.state.commit(collection, [existing], command, "declared")
-    assert existing is not None
-    envelope = existing.model  # as it was declared: the configuration may have changed since
+    _check_same_deployment(desk, collection, configured)
+    await _check_dimensions(desk, command.collection, name, version)
+    collection = (collection or CollectionState(collection=command.collection, alias="", topic="")).model_copy(
+        update={"alias": configured.alias, "topic": configured.topic}
+    )
+    epoch = collection.epochs + 1
+    build = BuildState(
+        collection=command.collection,
+        version=name,
+        epoch=epoch,
+        stage=Stage.DECLARED,
+        envelope=_envelope_json(envelope.canonical_json()),
+        fingerprint=envelope.fingerprint,
+        space=space_name(configured.alias, name, epoch, envelope.fingerprint),
+        topic=configured.topic,
+        topic_id=facts.topic_id,
+        partitions=facts.partitions,
+        controls=_new_controls(Controls(replay_rate=version.replay_rate), command.args),
+        provenance=dict(version.provenance),
+        started_ms=desk.out.wall_ms(),
+    )
+    if await desk.out.store.description(build.space) is not None:
+        raise Refused(
+            f"the space {build.space} exists already, and the state knows nothing of it: another deployment "
+            "made it, or the state was lost",
+            next_step="give this deployment an alias of its own; drop the space only if nobody reads it",
+        )
+    collection = collection.model_copy(update={"epochs": epoch, "intent": Intent(command=command)})
+    await desk.state.commit(collection, [build], command, "declared")
+    return build
+
+
+async def _create_and_begin(desk: Desk, command: Command, configured: config.Collection, build: BuildState) -> None:
+    envelope = build.model  # as it was declared: the configuration may have changed since
     spec = SpaceSpec(
-        existing.space,
+        build.space,
         envelope.dimensions,
         envelope.metric,
         envelope.canonical_json(),
@@ -154,9 +166,9 @@ async def start(desk: Desk, command: Command) -> None:
         dict(configured.properties),
     )
     await a_while(lambda: desk.out.store.create_space(spec))
-    bounds = await a_while(lambda: desk.out.kafka.bounds(existing.topic))
+    bounds = await a_while(lambda: desk.out.kafka.bounds(build.topic))
     ends = {partition: b.stable for partition, b in bounds.items()}
-    building = existing.model_copy(update={"stage": Stage.BUILDING, "start": ends, "barrier": ends})
+    building = build.model_copy(update={"stage": Stage.BUILDING, "start": ends, "barrier": ends})
     await desk.state.done(
         command,
         f"{building.key} is building: space {building.space}, {sum(ends.values())} offsets to replay",

@@ -30,6 +30,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._catch_above_bytes: int | None = None
         self._release = asyncio.Event()
+        self._lost = False
         self.caught = asyncio.Event()
         self.delay_s = 0.0
 
@@ -61,6 +62,11 @@ class Proxy:
         self._catch_above_bytes = above_bytes
         self.caught.clear()
         self._release.clear()
+
+    def lose(self) -> None:
+        """What was caught never reaches the target."""
+        self._lost = True
+        self._release.set()
 
     def release(self) -> None:
         """What was caught reaches the target now, however late, also when its client has long gone."""
@@ -110,6 +116,8 @@ class Proxy:
                     self.caught.set()
                     await self._release.wait()
                     caught = True
+                    if self._lost:
+                        break
                 to_there.write(data)
                 await to_there.drain()
         if caught:

@@ -159,6 +159,29 @@ async def test_a_stopped_worker_whose_write_lands_after_the_takeover(
         say(f"zombie: {landed} old forms landed after the takeover, all mended; {checked} documents checked")
 
 
+async def test_a_killed_worker_whose_write_never_arrives(deploy: Deploy, own: OwnServices, say: Say) -> None:
+    """Rule 6: commits go on beside the write, and none of them passes it, so that the next owner writes it."""
+    changes = Changes(SEED, 60)
+    at = own.addresses
+    async with proxy(at.weaviate_grpc) as grpc, deploy(partitions=1, write_timeout_s=4.0) as d:
+        await produce(d, changes.first())
+        d.add_version("v1", HASHING)
+        doomed = d.start_worker(replace(at, weaviate_grpc=grpc.address))
+        await d.until_stage("v1", "ready")
+        await d.until_live("v1")
+        await until_settled(d, "v1")
+        grpc.catch(above_bytes=4000)
+        await produce(d, [changes.edit(key) for key in changes.keys[:20]])
+        await asyncio.wait_for(grpc.caught.wait(), 20)
+        await asyncio.sleep(2.0)  # two commits, and well within the write deadline
+        await d.end_worker(doomed, signal.SIGKILL)
+        grpc.lose()
+        assert len((await compare(d, "v1")).stale) == 20, "the write was under way"
+        d.start_worker()
+        checked = await check(d, "v1")
+        say(f"killed with a write under way that never arrives: 20 documents written again; {checked} checked")
+
+
 async def until_landed(d: Deployment, old: Mapping[str, str], keys: Sequence[str], timeout_s: float = 10) -> int:
     """Wait until the space holds old forms of keys again: the fault has really happened. Returns how many."""
     async with asyncio.timeout(timeout_s):

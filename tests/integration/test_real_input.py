@@ -81,12 +81,22 @@ async def build_v1_and_begin_v2(d: Deployment, history: list[Event]) -> None:
 
 
 async def produce_the_rest_while_v2_builds(d: Deployment, history: list[Event]) -> None:
-    """In ten portions, each after the replay has got further: the two lanes meet all along the history."""
+    """In ten portions, each after the replay has got further: the two lanes meet all along the history.
+
+    The replay is paused before its end, however slow the rest is: one delete has still to come before it.
+    """
+    holding = asyncio.create_task(pause_at(d, completed=250))
     rest = history[FIRST:]
     portion = len(rest) // 10 + 1
     for i in range(10):
         await d.until(lambda i=i: d.counters("v2").completed >= 25 * i)  # type: ignore[misc]
         await d.produce(rest[i * portion : (i + 1) * portion])
+    await holding
+
+
+async def pause_at(d: Deployment, *, completed: int) -> None:
+    await d.until(lambda: d.counters("v2").completed >= completed)
+    assert (await d.ask("pause", "v2")).ok
 
 
 async def newest_replayed_last(d: Deployment) -> str:
@@ -157,7 +167,7 @@ async def delete_one_before_the_replay_comes(d: Deployment, history: list[Event]
     last = next(event for event in reversed(history) if event[0] == key)
     await d.produce([(key, None, None)])
     await d.until_live("v2")
-    assert d.build("v2").stage == "building", "the replay was over before the delete: hold it to a lower rate"
+    assert d.build("v2").stage == "building", "the replay was over before the delete"
     return last
 
 
@@ -169,6 +179,7 @@ async def test_peps_through_two_versions(deploy: Deploy) -> None:
         await d.until_live("v2")
         again = await delete_one_before_the_replay_comes(d, history)
         assert (await d.ask("set", "v2", replay_rate=0)).ok
+        assert (await d.ask("resume", "v2")).ok
         await d.until_stage("v2", "ready")
         await d.produce([again])
         await d.until_live("v2")
@@ -194,6 +205,7 @@ async def test_peps_with_a_worker_stopped_and_a_worker_killed(deploy: Deploy) ->
         await d.until_live("v2")
         again = await delete_one_before_the_replay_comes(d, history)
         assert (await d.ask("set", "v2", replay_rate=0)).ok
+        assert (await d.ask("resume", "v2")).ok
         await d.until_stage("v2", "ready")
         await d.produce([again])
         await d.until_live("v2")

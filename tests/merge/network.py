@@ -63,6 +63,7 @@ class Weather:
 class Network:
     """One worker's. `dead`: nothing it does has an effect any more. `cut_until_s`: Kafka does not answer before.
 
+    `frozen_until_s`: the process stands still, as after SIGSTOP; what it has sent is on its way all the same.
     `on_write`: called with (verb, ids) before a write takes effect; a directed test may wait there or name its fate;
     `land_after_s` then says when late ones land.
     """
@@ -73,6 +74,7 @@ class Network:
     weather: Weather
     dead: bool = False
     cut_until_s: float = 0.0
+    frozen_until_s: float = 0.0
     land_after_s: float | None = None
     say: Callable[[str], None] = lambda _: None
     on_write: Callable[[str, Sequence[object]], Awaitable[Effect | None]] | None = None
@@ -82,8 +84,13 @@ class Network:
         await asyncio.sleep(self.rng.uniform(0.0, self.weather.latency_s))
         if self.weather.slow and self.rng.random() < self.weather.slow:
             await asyncio.sleep(self.rng.uniform(0.0, 3.0))
+        await self.thaw()
         if self.dead:
             await asyncio.get_running_loop().create_future()
+
+    async def thaw(self) -> None:
+        while (wait_s := self.frozen_until_s - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  a time
+            await asyncio.sleep(wait_s)
 
     async def kafka(self) -> None:
         await self.hop()
@@ -101,6 +108,7 @@ class Network:
     async def write(self, verb: str, ids: Sequence[object], call: Callable[[], Awaitable[T]]) -> T:
         """It lands after one hop, lands late, or is lost. A caller that is cancelled leaves it on its way."""
         loop = asyncio.get_running_loop()
+        await self.thaw()  # a caller that gives up meanwhile has sent nothing
         sent_s = loop.time()
         fate = await self.on_write(verb, ids) if self.on_write else None
         if fate is None and self.rng.random() < self.weather.store_unknown:

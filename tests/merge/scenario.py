@@ -1,6 +1,6 @@
-"""Random histories: actions drawn from a seed, carried out against a world, and printed when they break it.
+"""Random histories: actions drawn from a seed, carried out against worlds, and printed when they break them.
 
-It must never draw from anything but the seed: a failing one replays with `python -m tests.merge.scenario SEED`.
+It must never draw from anything but the seed: a failing one replays with the command that it prints.
 """
 
 from __future__ import annotations
@@ -9,25 +9,33 @@ import asyncio
 import logging
 import random
 import sys
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
 
 from streams.embed_agent import Limits
 from tests.merge.virtual_time import run
-from tests.merge.world import REFUSED_BY_MODEL, REFUSED_BY_STORE, TOPIC, World
+from tests.merge.world import REFUSED_BY_MODEL, REFUSED_BY_STORE, TOMBSTONES_MS, TOPIC, World
 
 WORDS = ("ant", "bee", "cat", "dog", "elk", "fox")
+SHRINK_REPLAYS = 150
 
 
 class Scenario:
-    """`calm`: no faults and one worker throughout, so that exact counts can be asserted."""
+    """`calm`: no faults and one worker throughout, so that exact counts can be asserted.
 
-    def __init__(self, seed: int, *, calm: bool = False) -> None:
+    Every action draws from a generator of its own, so that those named in `without` can be left out (by number, from
+    0) and the others stay what they were. `worlds`: of the builds beside each other, one for each version.
+    """
+
+    def __init__(self, seed: int, *, calm: bool = False, without: Collection[int] = ()) -> None:
         self.seed = seed
         self.calm = calm
-        self.rng = random.Random(seed)
-        rng = self.rng
+        self.without = without
+        self.rng = rng = random.Random(f"{seed}")
         self.partitions = rng.choice((1, 1, 2, 3))
-        self.chunks = calm and rng.random() < 0.5
+        self.chunks = rng.random() < (0.5 if calm else 0.2)
         self.keys = [f"k{i}" for i in range(rng.choice((2, 5, 12)))]
+        self.early = rng.choice((0, 5, 30))
         self.steps = rng.choice((20, 40, 80))
         self.limits = Limits(
             batch=rng.choice((1, 2, 64)),
@@ -39,32 +47,52 @@ class Scenario:
             settle_s=4.0,
         )
         self.malformed = rng.choice((0.0, 0.1, 0.25))
+        self.second_version = not calm and rng.random() < 0.15
+        self.stop_for = None if calm or self.second_version or rng.random() > 0.1 else rng.choice(tuple(STOPS))
+        self.worlds: list[World] = []
+        self.world: World
+        self.actions = 0
 
-    async def play(self) -> World:
-        """Raises AssertionError where the space is not what the oracle says."""
-        self.world = world = World(self.seed, partitions=self.partitions, chunks=self.chunks, limits=self.limits, calm=self.calm)
-        for _ in range(self.rng.choice((0, 5, 30))):
-            self._event()
-        if self.rng.random() < 0.5:
-            world.compact(keep_last=self.rng.choice((0, 3)), expire_tombstones=self.rng.random() < 0.5)
-        await world.start_build()
-        world.start_worker("a")
+    async def play(self) -> None:
+        """Raises AssertionError where a space is not what the oracle says, or a cause to stop goes unnoticed."""
+        self.world = World(
+            self.seed, partitions=self.partitions, chunks=self.chunks, limits=self.limits, calm=self.calm
+        )
+        self.worlds.append(self.world)
+        for _ in range(self.early):
+            await self._act(self._event)
+        await self._act(self._early_compaction)
+        await self.world.start_build()
+        if not self.calm:
+            await self._act(self._late_worker)
+        self.world.start_worker("a")
         for _ in range(self.steps):
-            await self._step()
-            await asyncio.sleep(self.rng.choice((0.0, 0.01, 0.05, 0.3, 1.0)))
+            await self._act(self._step)
+        if self.second_version:
+            await self._begin_second()
+            for _ in range(self.steps // 2):
+                await self._act(self._step)
         await self._end()
-        return world
+
+    async def _act(self, action: Callable[[], Awaitable[None]]) -> None:
+        number, self.actions = self.actions, self.actions + 1
+        if number not in self.without:
+            self.rng = random.Random(f"{self.seed}/{number}")
+            await action()
 
     async def _step(self) -> None:
         if self.rng.random() < 0.7:
             for _ in range(self.rng.choice((1, 1, 2, 8))):
-                self._event()
+                await self._event()
         elif self.calm:
-            self._topic()
+            await self._topic()
         else:
-            await self.rng.choice((self._weather, self._workers, self._workers, self._controls, self._topic_later))()
+            kinds = (self._weather, self._weather, self._workers, self._workers, self._workers, self._controls)
+            rare = (self._long_absence, self._abort)
+            await (self.rng.choice(rare) if self.rng.random() < 0.03 else self.rng.choice((*kinds, self._topic)))()
+        await asyncio.sleep(self.rng.choice((0.0, 0.01, 0.05, 0.3, 1.0)))
 
-    def _event(self) -> None:
+    async def _event(self) -> None:
         key = self.rng.choice(self.keys)
         kind = self.rng.random()
         if kind < self.malformed:
@@ -82,23 +110,34 @@ class Scenario:
     def _produce(self, key: str, value: object) -> None:
         self.world.produce(key, value)  # type: ignore[arg-type]  # JSON or bytes, as drawn above
 
-    def _topic(self) -> None:
-        world, what = self.world, self.rng.random()
-        partition = self.rng.randrange(self.partitions)
-        if what < 0.4:
-            keep = self.rng.choice((0, 2, 10))
-            world.compact(keep_last=keep)
-        elif what < 0.7:
-            world.say(f"gap in {partition}")
-            world.kafka.skip(TOPIC, partition, self.rng.randint(1, 5))
-        else:
-            world.say(f"aborted transaction in {partition}")
-            transaction = world.kafka.transaction()
-            world.kafka.append(TOPIC, b"k0", b'{"text": "aborted"}', partition=partition, transaction=transaction)
-            transaction.abort()
+    def _compact(self, *, keep_last: int, expire_tombstones: bool = False) -> None:
+        self.world.compact(keep_last=keep_last, expire_tombstones=expire_tombstones)
+        for world in self.worlds:
+            world.compacted = True
 
-    async def _topic_later(self) -> None:
-        self._topic()
+    async def _early_compaction(self) -> None:
+        if self.rng.random() < 0.5:
+            self._compact(keep_last=self.rng.choice((0, 3)), expire_tombstones=self.rng.random() < 0.5)
+
+    async def _late_worker(self) -> None:
+        """The first worker may come a while after the build has begun."""
+        for _ in range(self.rng.choice((0, 0, 2, 8))):
+            await self._event()
+
+    async def _topic(self) -> None:
+        what, partition = self.rng.random(), self.rng.randrange(self.partitions)
+        if what < 0.4:
+            self._compact(keep_last=self.rng.choice((0, 2, 10)))
+        elif what < 0.7:
+            self.world.say(f"gap in {partition}")
+            self.world.kafka.skip(TOPIC, partition, self.rng.randint(1, 5))
+        else:
+            self.world.say(f"aborted transaction in {partition}")
+            transaction = self.world.kafka.transaction()
+            self.world.kafka.append(TOPIC, b"k0", b'{"text": "aborted"}', partition=partition, transaction=transaction)
+            if self.rng.random() < 0.3:  # open for a while: the last stable offset stands still
+                await asyncio.sleep(self.rng.choice((0.3, 2.0)))
+            transaction.abort()
 
     async def _weather(self) -> None:
         weather, rng = self.world.weather, self.rng
@@ -108,55 +147,256 @@ class Scenario:
         self.world.say(f"weather: {kind} {much}")
 
     async def _workers(self) -> None:
-        world, rng = self.world, self.rng
+        rng = self.rng
+        world = rng.choice(self.worlds)
         names = sorted(world.workers)
         kind = rng.random()
-        if not names or (kind < 0.35 and len(names) < 3):
+        if not names or (kind < 0.3 and len(names) < 3):
             world.start_worker(f"{rng.choice('abc')}{round(world.loop.time() * 1000)}")
-        elif kind < 0.6:
+        elif kind < 0.5:
             await world.stop_worker(rng.choice(names))
-        elif kind < 0.75:
+        elif kind < 0.65:
             world.kill_worker(rng.choice(names))
-        elif kind < 0.85:
-            world.move(rng.randrange(self.partitions))
+        elif kind < 0.8:
+            partition = rng.randrange(self.partitions)
+            for _ in range(rng.choice((1, 2, 2))):  # from A to B, and back to A
+                world.move(partition)
+                await asyncio.sleep(rng.choice((0.1, 0.5, 2.0)))
         else:
             name = rng.choice(names)
             network = world.workers[name].network
-            away_s = rng.choice((1.0, 5.0, 12.0))
-            network.cut_until_s = world.loop.time() + away_s
-            world.say(f"the way of {name} to Kafka is cut for {away_s} s")
+            away_s = rng.choice((1.0, 5.0, 12.0, 20.0))
+            if kind < 0.9:
+                network.cut_until_s = world.loop.time() + away_s
+                world.say(f"the way of {name} to Kafka is cut for {away_s} s")
+            else:
+                network.frozen_until_s = world.loop.time() + away_s
+                world.say(f"{name} is frozen for {away_s} s")
 
     async def _controls(self) -> None:
-        paused = self.rng.choice((None, "replay", "all"))
-        self.world.say(f"paused: {paused}")
-        self.world.state = self.world.state.model_copy(update={"paused": paused})
+        world, rng = self.rng.choice(self.worlds), self.rng
+        if rng.random() < 0.3:
+            kind = rng.choice(("repair", "redrive"))
+            world.say(f"asked: {kind}")
+            world.ask("repair" if kind == "repair" else "redrive")
+            return
+        paused = rng.choice((None, "replay", "all"))
+        world.say(f"paused: {paused}")
+        world.state = world.state.model_copy(update={"paused": paused})
+
+    async def _long_absence(self) -> None:
+        """Live writes stand still until tombstones expire that nobody has read, by a pause or for want of a worker."""
+        world = self.rng.choice(self.worlds)
+        paused = self.rng.random() < 0.5
+        if paused:
+            world.say("paused: all")
+            world.state = world.state.model_copy(update={"paused": "all"})
+        else:
+            for name in sorted(world.workers):
+                await world.stop_worker(name)
+        await asyncio.sleep(1.0)
+        for key in self.rng.sample(self.keys, 2):
+            self._produce(key, None)
+        await asyncio.sleep(1.0 + TOMBSTONES_MS / 1000)
+        world.expire()
+        for other in self.worlds:
+            other.compacted = True
+        if paused:
+            world.say("paused: None")
+            world.state = world.state.model_copy(update={"paused": None})
+        else:
+            world.start_worker(f"w{round(world.loop.time() * 1000)}")
+
+    async def _abort(self) -> None:
+        world = self.rng.choice(self.worlds)
+        if self.rng.random() < 0.5:
+            for name in sorted(world.workers):
+                world.kill_worker(name)
+        await world.abort_build()
+        world.start_worker(f"n{round(world.loop.time() * 1000)}")
+
+    async def _begin_second(self) -> None:
+        """Another version on the same topic, while the first goes on."""
+        limits, partitions = self.limits, self.partitions
+        second = World(self.seed, partitions=partitions, chunks=self.chunks, limits=limits, beside=self.world)
+        self.worlds.append(second)
+        await second.start_build()
+        second.start_worker("s")
 
     async def _end(self) -> None:
-        """Fair weather, and one worker at least: all must come right, and soon."""
-        world, weather = self.world, self.world.weather
-        world.say("the end begins")
+        """Fair weather, and one worker at least: all must come right, and soon; also after the last zombie woke."""
+        weather = self.world.weather
+        self.world.say("the end begins")
         weather.slow = weather.store_fails = weather.store_unknown = weather.object_fails = weather.kafka_fails = 0.0
-        world.state = world.state.model_copy(update={"paused": None})
-        if not world.workers:
-            world.start_worker("z")
-        await world.until_settled()
-        await world.check()
+        for world in self.worlds:
+            world.state = world.state.model_copy(update={"paused": None})
+            if not world.workers:
+                world.start_worker("z")
+        for world in self.worlds:
+            await world.until_settled()
+            await world.check()
+        awake_s = [worker.network.frozen_until_s for world in self.worlds for worker in world.workers.values()]
+        if (wait_s := max(awake_s) + 3.0 - self.world.loop.time()) > 0:
+            self.world.say("wait for the zombies")
+            await asyncio.sleep(max(wait_s, 3.0))
+            for world in self.worlds:
+                await world.until_settled()
+                await world.check()
+        if self.stop_for is not None:
+            await self._must_stop(STOPS[self.stop_for])
+
+    async def _must_stop(self, stop: Stop) -> None:
+        """Rules 1 and 2: something happens to the topic after which nothing may be written, and the cause be named."""
+        world = self.world
+        world.to_stop = True
+        world.say(f"to stop for: {self.stop_for}")
+        if not await stop.happens(world):
+            return
+        for _ in range(60):
+            await asyncio.sleep(1.0)
+            if world.failure is not None:
+                break
+        assert world.failure is not None, f"nobody noticed: {self.stop_for}"
+        assert stop.cause in world.failure, f"{self.stop_for}: the cause named is: {world.failure}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What happens to a settled build's topic, and words of the cause that must be named. False: it cannot here."""
+
+    happens: Callable[[World], Awaitable[bool]]
+    cause: str
+
+
+async def _created_anew(world: World) -> bool:
+    world.kafka.delete_topic(TOPIC)
+    world.kafka.create_topic(TOPIC, world.state.partitions, delete_retention_ms=TOMBSTONES_MS)
+    for n in range(200):
+        world.produce(f"k{n}", {"text": "of another life"})
+    return True
+
+
+async def _more_partitions(world: World) -> bool:
+    world.kafka.add_partitions(TOPIC, world.state.partitions + 1)
+    return True
+
+
+async def _two_partitions(world: World) -> bool:
+    if world.state.partitions < 2:
+        return False
+    world.produce("astray", {"text": "one"}, partition=0)
+    await world.until_settled()
+    world.produce("astray", {"text": "two"}, partition=1)
+    return True
+
+
+async def _removed_unread(world: World) -> bool:
+    for name in sorted(world.workers):
+        await world.stop_worker(name)
+    record = world.produce("k0", {"text": "never read"})
+    world.kafka.truncate(TOPIC, record.partition, record.offset + 1)
+    world.start_worker("after")
+    return True
+
+
+STOPS = {
+    "the topic is created anew": Stop(_created_anew, "created anew"),
+    "partitions are added": Stop(_more_partitions, "partitions, "),
+    "a key in two partitions": Stop(_two_partitions, "in two partitions"),
+    "records are removed unread": Stop(_removed_unread, "removed before they were read"),
+}
+
+
+@dataclass(slots=True)
+class Played:
+    """One history as it went. `failure`: what was wrong, "" when all was well; `actions`: how many there were."""
+
+    worlds: list[World] = field(default_factory=list)
+    actions: int = 0
+    failure: str = ""
+    cause: BaseException | None = None
+
+    @property
+    def story(self) -> str:
+        return "\n".join(self.worlds[0].trace) if self.worlds else ""
+
+
+def attempt(seed: int, *, calm: bool = False, without: Collection[int] = ()) -> Played:
+    """One history from its seed, whatever comes of it."""
+    scenario = Scenario(seed, calm=calm, without=without)
+    random.seed(seed)  # the jitter of streams.retry
+    failure, cause = "", None
+    try:
+        run(scenario.play())
+    except Exception as error:  # noqa: BLE001  whatever it is, it is what the history shows
+        failure, cause = f"{type(error).__name__}: {error}", error
+    return Played(scenario.worlds, scenario.actions, failure, cause)
+
+
+def shrink(seed: int, actions: int, *, calm: bool = False) -> list[int]:
+    """Numbers of actions without which the seed still fails: pieces are left out, ever smaller ones, within a bound."""
+    without: set[int] = set()
+    replays, size = 0, max(1, actions // 2)
+    while replays < SHRINK_REPLAYS:
+        dropped = False
+        for first in range(0, actions, size):
+            piece = set(range(first, min(first + size, actions))) - without
+            if piece and replays < SHRINK_REPLAYS:
+                replays += 1
+                if attempt(seed, calm=calm, without=without | piece).failure:
+                    without |= piece
+                    dropped = True
+        if size == 1 and not dropped:
+            break
+        size = max(1, size // 2)
+    return sorted(without)
+
+
+def spans(numbers: Collection[int]) -> str:
+    """1, 2, 3, 7 as 1-3,7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+
+
+def from_spans(text: str) -> set[int]:
+    pairs = [part.partition("-") for part in text.split(",") if part]
+    return {number for first, _, last in pairs for number in range(int(first), int(last or first) + 1)}
+
+
+def report(seed: int, failed: Played, *, calm: bool = False, command: str = "tests.merge.scenario") -> str:
+    """What broke, the shortest history found that breaks it, and the command that replays it exactly."""
+    without = shrink(seed, failed.actions, calm=calm)
+    least = attempt(seed, calm=calm, without=without)
+    again = f"python -m {command} {seed}{' calm' if calm else ''}"
+    return (
+        f"seed {seed}: {failed.failure}\n"
+        f"{failed.actions - len(without)} of {failed.actions} actions are enough:\n{least.story}\n"
+        f"     ===>  {least.failure}\nagain: {again} without={spans(without)}\nin full: {again}"
+    )
 
 
 def play(seed: int, *, calm: bool = False) -> World:
-    """One history from its seed. An AssertionError carries the seed and everything that happened."""
-    scenario = Scenario(seed, calm=calm)
-    random.seed(seed)  # the jitter of streams.retry
-    try:
-        return run(scenario.play())
-    except BaseException as error:
-        story = "\n".join(getattr(scenario, "world", None).trace) if hasattr(scenario, "world") else ""  # type: ignore[union-attr]
-        raise AssertionError(
-            f"seed {seed}{' (calm)' if calm else ''}: {type(error).__name__}: {error}\n{story}\n"
-            f"again: python -m tests.merge.scenario {seed}{' calm' if calm else ''}"
-        ) from error
+    """One history from its seed. An AssertionError carries the seed and a short history that fails."""
+    played = attempt(seed, calm=calm)
+    if played.failure:
+        raise AssertionError(report(seed, played, calm=calm)) from played.cause
+    return played.worlds[0]
+
+
+def main(arguments: list[str]) -> None:
+    """SEED [calm] [without=SPANS]"""
+    without = [from_spans(a.removeprefix("without=")) for a in arguments if a.startswith("without=")]
+    played = attempt(int(arguments[0]), calm="calm" in arguments, without=without[0] if without else ())
+    print(played.story)
+    print(f"     ===>  {played.failure or 'all is well'}")
+    sys.exit(1 if played.failure else 0)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    play(int(sys.argv[1]), calm="calm" in sys.argv[2:])
+    main(sys.argv[1:])

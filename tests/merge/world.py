@@ -26,7 +26,7 @@ from streams.encoding import Encoder
 from streams.migration.sweep import DeadLetterKey, Sweep, sweep
 from streams.ordering import Lease
 from streams.progress import Counters, ProgressRecord
-from streams.state import BuildState, Command, Request, TopicNames
+from streams.state import BuildState, Command, Failure, Request, TopicNames
 from streams.versions import Envelope, Stage
 from tests import oracle
 from tests.merge.network import REFUSED_BY_STORE, Network, NextFault, SimLog, SimReader, SimSpace, Weather
@@ -93,7 +93,8 @@ class Sink:
         if topic == NAMES.dead_letters:
             named = dict(headers)
             at = DeadLetterKey(int(named["partition"]), int(named["offset"]))
-            self._world.dead_letters.append((at, named["cause"].decode()))
+            if (named["version"].decode(), int(named["epoch"])) == (self._world.state.version, self._world.state.epoch):
+                self._world.dead_letters.append((at, named["cause"].decode()))
         elif topic == NAMES.progress:
             assert key is not None
             assert value is not None
@@ -113,39 +114,67 @@ class Worker:
 
 
 class World:
-    """One build of one version of one collection. `limits` as small as they can be, so that every bound is met."""
+    """One build of one version of one collection. `limits` as small as they can be, so that every bound is met.
 
-    def __init__(self, seed: int, *, partitions: int, chunks: bool, limits: Limits, calm: bool = False) -> None:
+    `beside`: the world whose topic, store and weather this one shares; it builds another version.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        partitions: int,
+        chunks: bool,
+        limits: Limits,
+        calm: bool = False,
+        beside: World | None = None,
+    ) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.loop = asyncio.get_running_loop()
         self.limits = limits
         self.weather = Weather(settle_s=limits.settle_s)
         self.chunker = SplitAt() if chunks else Whole()
-        self.kafka = MemoryLog(
-            clock=self.loop.time, idle=self._idle, session_timeout_s=SESSION_S, range_records=self.rng.choice((3, 1000))
-        )
-        self.kafka.create_topic(TOPIC, partitions, delete_retention_ms=TOMBSTONES_MS)
-        self.faults = NextFault()
-        self.store = MemoryStore(self.faults)
+        version = "v2" if beside else "v1"
+        if beside is None:
+            self.kafka = MemoryLog(
+                clock=self.loop.time,
+                idle=self._idle,
+                session_timeout_s=SESSION_S,
+                range_records=self.rng.choice((3, 1000)),
+            )
+            self.kafka.create_topic(TOPIC, partitions, delete_retention_ms=TOMBSTONES_MS)
+            self.faults = NextFault()
+            self.store = MemoryStore(self.faults)
+            self.records: list[Record] = []
+            self.trace: list[str] = []
+        else:
+            self.kafka, self.faults, self.store, self.weather = (
+                beside.kafka,
+                beside.faults,
+                beside.store,
+                beside.weather,
+            )
+            self.records, self.trace = beside.records, beside.trace
         self.envelope = Envelope("memory", "m", "1", 4, ("text",))
         self.state = BuildState(
             collection="docs",
-            version="v1",
+            version=version,
             epoch=1,
             stage=Stage.BUILDING,
             envelope=orjson.loads(self.envelope.canonical_json()),
             fingerprint=self.envelope.fingerprint,
-            space="Docs_v1_1_x",
+            space=f"Docs_{version}_1_x",
             topic=TOPIC,
             topic_id=self.kafka.topic(TOPIC).topic_id,
             partitions=partitions,
         )
-        self.records: list[Record] = []
         self.dead_letters: list[tuple[DeadLetterKey, str]] = []
         self.progress: dict[str, ProgressRecord] = {}
         self.workers: dict[str, Worker] = {}
-        self.trace: list[str] = []
-        self.compacted = False
+        self.compacted = beside is not None and beside.compacted
+        self.to_stop = False  # a build that gives up is what the scenario waits for
+        self.failure: str | None = None
         self.calm = calm
         self.embeddings = 0
         self.refusing = True
@@ -173,6 +202,35 @@ class World:
         self.kafka.compact(TOPIC, keep_last=keep_last, expire_tombstones=expire_tombstones)
         self.compacted = True
 
+    def expire(self) -> None:
+        """The log cleaner, with every tombstone gone that is older than tombstones are kept."""
+        horizon_ms = round(self.loop.time() * 1000) - TOMBSTONES_MS
+        for part in self.kafka.topic(TOPIC).partitions:
+            young = next((r.offset for r in part.records if r is not None and r.timestamp_ms > horizon_ms), part.end)
+            part.compact(keep_last=part.end - young, expire_tombstones=True)
+        self.compacted = True
+        self.say("compact, tombstones expire")
+
+    async def abort_build(self) -> None:
+        """As the controller does for `abort` and the next `start`: another epoch, nothing of the former remains."""
+        for name in sorted(self.workers):
+            await self.stop_worker(name)
+        await self.store.drop_space(self.state.space)
+        epoch = self.state.epoch + 1
+        self.state = self.state.model_copy(
+            update={
+                "epoch": epoch,
+                "space": f"Docs_{self.state.version}_{epoch}_x",
+                "stage": Stage.BUILDING,
+                "replayed": [],
+                "requests": [],
+            }
+        )
+        self.dead_letters.clear()
+        self.replay_documents.clear()
+        self.say("aborted, and started again")
+        await self.start_build()
+
     async def start_build(self) -> None:
         await self.store.create_space(
             SpaceSpec(self.state.space, 4, "cosine", self.envelope.canonical_json(), properties=SCHEMA.properties)
@@ -186,12 +244,18 @@ class World:
         self.say(f"build starts, barrier {ends}")
 
     def control(self, command: Command) -> None:
+        if command.args["epoch"] != self.state.epoch:
+            return  # of a build that was aborted
         if command.verb == "replayed":
             partition = int(str(command.args["partition"]))
             replayed = sorted({*self.state.replayed, partition})
             stage = Stage.READY if len(replayed) == self.state.partitions else self.state.stage
             self.state = self.state.model_copy(update={"replayed": replayed, "stage": stage})
             self.say(f"replayed {partition}")
+        elif self.to_stop:
+            self.failure = str(command.args["cause"])
+            self.state = self.state.model_copy(update={"failure": Failure(cause=self.failure)})
+            self.say(f"the build stops: {self.failure}")
         else:
             raise AssertionError(f"the build gave up: {command.args}")
 
@@ -205,7 +269,8 @@ class World:
 
     def start_worker(self, name: str) -> None:
         self.say(f"start {name}")
-        network = Network(random.Random(self.rng.random()), self.store, self.faults, self.weather, say=self.say)
+        rng = random.Random(f"{self.seed}/{self.state.version}/{name}")  # no other worker's coming changes its luck
+        network = Network(rng, self.store, self.faults, self.weather, say=self.say)
         builds: list[Build] = []
         sink = Sink(self, network)
 
@@ -283,14 +348,15 @@ class World:
 
     @property
     def live_group(self) -> str:
-        return NAMES.group("docs", "v1", 1, "live")
+        return NAMES.group("docs", self.state.version, self.state.epoch, "live")
 
     def settled(self, since_ms: int) -> bool:
         """What the controller would look at before a cutover, and the sweep before it reads."""
-        records = [self.progress.get(f"docs/v1/{p}") for p in range(self.state.partitions)]
+        records = [self.progress.get(f"{self.state.key}/{p}") for p in range(self.state.partitions)]
         commits = self.kafka.group(TOPIC, self.live_group).commits
         return self.state.stage is Stage.READY and all(
             record is not None
+            and record.epoch == self.state.epoch
             and record.updated_at > since_ms
             and record.unsettled == 0
             and record.replay_done

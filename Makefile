@@ -26,8 +26,12 @@ $(READY): constraints.txt constraints-java.txt pyproject.toml
 demo: $(READY)  ## the whole story on real services, in a few minutes
 	$(BIN)/crossfade demo
 
+# Most of the time goes into waiting for brokers and time-outs, so files run beside each other, each process with
+# services of its own. What computes all the time (the simulator, fuzzing) comes first and alone.
+BESIDE ?= 3
 test: $(READY)  ## all tests; starts Kafka and Weaviate itself
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/merge tests/fuzz
+	$(BIN)/python -m pytest -n $(BESIDE) --dist loadfile tests/contract tests/integration tests/badinput tests/failstop tests/faults
 
 soak: $(READY)  ## the faults for MINUTES (30): workers killed over and over, and all other faults once
 	CROSSFADE_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest tests/faults

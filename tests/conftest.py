@@ -32,6 +32,11 @@ class MakeTopic(Protocol):
     def __call__(self, partitions: int = 1, config: Mapping[str, str] = COMPACTED) -> str: ...
 
 
+def session_folder(name: str) -> Path:
+    """Below the checkout; tests that run beside each other (pytest-xdist) have services of their own."""
+    return ROOT / ".crossfade" / "-".join(filter(None, (name, os.environ.get("PYTEST_XDIST_WORKER"))))
+
+
 @pytest.fixture(scope="session")
 def services(pytestconfig: pytest.Config) -> Iterator[Addresses]:
     """Kafka and Weaviate: the addresses given in CROSSFADE_TEST_*, else by testcontainers, else local processes."""
@@ -47,7 +52,7 @@ def services(pytestconfig: pytest.Config) -> Iterator[Addresses]:
             pytest.fail(f"set all of {', '.join(GIVEN)}, or none")
         yield Addresses(*given)
         return
-    folder = ROOT / ".crossfade" / "test-services"
+    folder = session_folder("test-services")
     with locked(folder / "session.lock", say, busy="another test session uses this checkout's services; waiting"):
         yield from _containers(folder) if docker.missing() is None else _processes(folder, say)
 

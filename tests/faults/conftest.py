@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from connectors.services import Addresses, local
 from connectors.services.state import locked
-from tests.conftest import ROOT, MakeTopic, Unique
+from tests.conftest import MakeTopic, Unique, session_folder
 from tests.deployment import Deployment, deployed
 from tests.faults.own_services import OwnServices
 from tests.faults.workload import COLLECTION
@@ -57,7 +57,7 @@ def own(say: Say) -> Iterator[OwnServices]:
     """Kafka and Weaviate of these tests alone, as local processes whose ids we know."""
     if problems := local.missing():
         pytest.skip("faults need Kafka and Weaviate as processes of this machine: " + "; ".join(problems))
-    folder = ROOT / ".crossfade" / ("fault-services-inside" if INSIDE in os.environ else "fault-services")
+    folder = session_folder("fault-services-inside" if INSIDE in os.environ else "fault-services")
     with (
         locked(folder / "session.lock", say, busy="another session injects faults in this checkout; waiting"),
         pytest.MonkeyPatch.context() as patch,

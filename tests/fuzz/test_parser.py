@@ -136,6 +136,16 @@ def test_any_json(value: str, number: int) -> None:
 
 
 @many
+@given(pairs=st.lists(st.tuples(st.sampled_from(NAMES), texts_of_json(1)), max_size=4))
+def test_any_properties_of_a_sound_document(pairs: list[tuple[str, str]]) -> None:
+    raw = "{" + ",".join(f'"{name}":{value}' for name, value in [*pairs, ("text", '"sound"')]) + "}"
+    encoded = raw.encode("utf-8", "surrogatepass")
+    result = sound(b"k", encoded, 0)
+    if isinstance(result, Put):
+        agrees(result, encoded, 0)
+
+
+@many
 @given(value=edited([FULL]))
 def test_the_same_bytes_mean_the_same(value: bytes) -> None:
     first, second = parse(b"k", value, SCHEMAS[0]), parse(b"k", bytes(value), SCHEMAS[0])

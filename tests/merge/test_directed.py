@@ -10,7 +10,10 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from connectors.memory.store import Effect
-from streams.embed_agent import Limits
+from streams.documents import Put, key_digest
+from streams.embed_agent import EmbedAgent, Limits
+from streams.mend import Mender
+from streams.ordering import Event, Expected, Lane, PartitionLedger
 from tests.merge import virtual_time
 from tests.merge.world import REFUSED_BY_MODEL, TOPIC, World
 
@@ -457,3 +460,89 @@ def test_a_redriven_record_is_applied() -> None:
         assert "k" in await world.stored()
 
     play(story)
+
+
+# --- nothing waits for ever, nor for long ---------------------------------------------------------------------------
+
+
+def test_a_small_window_does_not_wait_for_the_regular_commit() -> None:
+    async def story(world: World) -> None:
+        for n in range(100):
+            put(world, f"r{n}", "x")
+        await ready(world)
+        took_s = world.loop.time()
+        for n in range(300):
+            put(world, f"k{n}", "x")
+        await world.until_settled()
+        assert took_s < 15.0, f"the replay took {took_s} s"
+        assert world.loop.time() - took_s < 60.0, f"live took {world.loop.time() - took_s} s"
+
+    play(story, limits=Limits(batch=2, window=2, read_records=2, write_deadline_s=2.0, settle_s=4.0))
+
+
+def test_a_repair_asked_for_during_the_replay_is_done_after_it() -> None:
+    async def story(world: World) -> None:
+        put(world, "k", "x")
+        await world.start_build()
+        world.state = world.state.model_copy(update={"paused": "replay"})
+        world.start_worker("a")
+        await asyncio.sleep(3.0)
+        world.ask("repair")
+        await asyncio.sleep(3.0)
+        world.state = world.state.model_copy(update={"paused": None})
+        await world.until_settled()
+        await asyncio.sleep(5.0)
+        assert world.progress["docs/v1/0"].requests_done == 1
+
+    play(story)
+
+
+def test_a_partition_that_leaves_during_trouble_does_not_take_the_others_with_it() -> None:
+    async def story(world: World) -> None:
+        await world.start_build()
+        world.start_worker("a")
+        await world.until_settled()
+        Fates(world, "a", {1: "applied", 2: "applied"})
+        world.produce("k", {"text": "x"}, partition=0)
+        await asyncio.sleep(3.0)
+        world.weather.store_fails = 1.0  # reading back will begin, and fail
+        await asyncio.sleep(6.0)
+        worker = world.workers["a"]
+        world.start_worker("b")
+        group = world.kafka.group(TOPIC, world.live_group)
+        while len(group.members) < 2:
+            await asyncio.sleep(0.001)  # noqa: ASYNC110  simulated time
+        first, second = group.members
+        world.kafka.assign(TOPIC, world.live_group, {0: second, 1: first})
+        await asyncio.sleep(20.0)
+        world.weather.store_fails = 0.0
+        await world.until_settled()
+        assert len(worker.builds) == 1, "the lane of the partition that stayed was started anew"
+
+    play(story, partitions=2)
+
+
+def test_a_doubt_renewed_while_it_is_read_back_stays() -> None:
+    """The same event was sent again meanwhile, again without an answer: its settle time begins anew."""
+
+    async def main() -> None:
+        world = World(1, partitions=1, chunks=False, limits=LIMITS)
+        await ready(world)
+        put(world, "k", "x")
+        await world.until_settled()
+        build = world.workers["a"].builds[-1]
+        record = world.records[-1]
+        agent = EmbedAgent(build)
+        ledger = PartitionLedger(0, live_position=0, replaying=False)
+        digest = key_digest(b"k")
+        event = Event(Lane.LIVE, record, digest, Put("k", ("x",), {}), ledger, check=True)
+        ledger.suspect(digest, "k", Expected(record.offset, False), world.loop.time())
+        reading = asyncio.create_task(Mender(build, world.kafka, agent)._read_back(ledger, ledger.due(1e9, 9)))
+        await asyncio.sleep(0)
+        ledger.doubt(event, world.loop.time() + 4.0)
+        await reading
+        assert ledger.doubts.keys() == {digest}
+        await Mender(build, world.kafka, agent)._read_back(ledger, ledger.due(1e9, 9))
+        assert not ledger.doubts
+
+    virtual_time.run(main())

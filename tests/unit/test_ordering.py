@@ -209,7 +209,7 @@ def test_one_request_a_key_and_the_newest_last(data: st.DataObject) -> None:
     newest: dict[bytes, int] = {}
     offset = 0
     for _ in range(data.draw(st.integers(0, 30))):
-        if flying and data.draw(st.booleans()):
+        if flying and data.draw(st.sampled_from([True, False])):
             done = flying.pop(data.draw(st.integers(0, len(flying) - 1)))
             applied.setdefault(done.digest, []).append(done.record.offset)
             if (following := ledger.finish(done, Outcome.WRITTEN)) is not None:
@@ -442,3 +442,20 @@ def test_the_lease_counts_from_when_the_commit_was_sent() -> None:
 def test_digests_are_128_bits() -> None:
     assert len(key_digest(b"k")) == 16
     assert ordering.ABSENT < 0
+
+
+def test_what_gave_way_to_a_refused_event_stands_after_all() -> None:
+    ledger = PartitionLedger(0, live_position=0, replaying=False)
+    first = claimed(ledger, 0)
+    good, refused, last = event(ledger, 1, gone=True), event(ledger, 2), event(ledger, 3)
+    for one in (good, refused, last):
+        ledger.admit_live(one.record)
+    assert ledger.claim([good, refused]).stale == [good]
+    assert ledger.finish(first, Outcome.WRITTEN) is refused
+    assert ledger.claim([last]) == ([], [])
+    assert ledger.finish(refused, Outcome.DEAD_LETTER) is last, "a newer one waits: it decides"
+    assert last.superseded == Expected(1, True), "and if it is refused too, the same one stands"
+    assert ledger.finish(last, Outcome.DEAD_LETTER) is None
+    doubt = ledger.doubts[key_digest(b"k")]
+    assert (doubt.expected, doubt.held_at) == (Expected(1, True), 3)
+    assert len(ledger.due(0.0, 5)) == 1

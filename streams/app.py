@@ -45,6 +45,7 @@ UNHOSTED_MS = 10_000
 STATE_LOOK_EVERY_S = 5.0
 LEASE_MARGIN_S = 3.0
 CONTROLLER_SESSION_S = 10.0
+OFFICE_LOOK_EVERY_S = 0.1
 CHANNEL_DELIVERIES = 2
 BROKER_PATIENCE_S = 120.0
 
@@ -93,6 +94,7 @@ class Worker:
         self._look_now = asyncio.Event()
         self._running: dict[tuple[str, int], _Hosted] = {}
         self._told: set[str] = set()
+        self._elected = False
         self._misfits: dict[str, IdentityChanged] = {}
 
     def stop(self) -> None:
@@ -147,6 +149,7 @@ class Worker:
             for part in (
                 self._view.run(),
                 self._progress.run(),
+                self._hold_office(),
                 self._controller.watch(),
                 self._controller.summarise(self._publish),
                 self._host_builds(),
@@ -226,27 +229,36 @@ class Worker:
 
         @app.on_partitions_assigned.connect  # type: ignore[arg-type]  # mode types the signal argument as required
         async def assigned(_: object, *gained: set[TP], **__: object) -> None:
-            if any(tp.topic == names.commands for tps in gained for tp in tps) and not self._controller.active:
-                task = asyncio.create_task(self._take_over())
-                handling.add(task)
-                task.add_done_callback(handling.discard)
+            self._elected = any(tp.topic == names.commands for tps in gained for tp in tps)
 
         @app.on_partitions_revoked.connect  # type: ignore[arg-type]
         async def revoked(_: object, *taken: set[TP], **__: object) -> None:
             if any(tp.topic == names.commands for tps in taken for tp in tps):
+                self._elected = False
                 self._controller.stand_down()
 
         return app
 
-    async def _take_over(self) -> None:
-        while not self._stopping.is_set():
+    async def _hold_office(self) -> None:
+        """Be the controller while the commands partition is ours: also again, after another has fenced this one.
+
+        Whoever fenced it may have been right: it then has its session's time to be given the partition.
+        """
+        while True:
+            await asyncio.sleep(OFFICE_LOOK_EVERY_S)
+            if not self._elected or self._controller.active:
+                continue
             try:
                 await self._controller.take_over(self._load_state)
             except Transient as error:
                 log.warning("taking over as the controller waits: %s", error.message)
-                await asyncio.sleep(1.0)
-            else:
-                return
+                continue
+            if not self._elected:  # the partition went while we took over
+                self._controller.stand_down()
+                continue
+            await self._controller.stood_down()
+            if self._controller.fenced:
+                await asyncio.sleep(CONTROLLER_SESSION_S)
 
     async def _load_state(self) -> StateView:
         view = self._out.state_view()

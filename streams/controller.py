@@ -34,7 +34,9 @@ class Controller:
         self._progress = progress
         self._desk = Desk(names, outside, self._state, progress)
         self._locks: dict[str, asyncio.Lock] = {}
+        self.fenced = False
         self._in_office = asyncio.Event()
+        self._out_of_office = asyncio.Event()
 
     @property
     def active(self) -> bool:
@@ -44,15 +46,22 @@ class Controller:
         """Fence the controller before this one, read what stands, and complete what it had begun."""
         await self._state.open(load_state)
         self._in_office.set()
+        self._out_of_office.clear()
         log.info("this worker is the controller")
         for name in list(self._state.collections):
             if (begun := self._state.begun(name)) is not None:
                 log.warning("completes the %s of %s that a former controller began", begun.verb, name)
                 await self.handle(begun)
 
-    def stand_down(self) -> None:
-        """Another worker is the controller now."""
+    async def stood_down(self) -> None:
+        """Return when this is no longer the controller."""
+        await self._out_of_office.wait()
+
+    def stand_down(self, *, fenced: bool = False) -> None:
+        """Another worker is the controller now; `fenced`: it said so itself, before the group did."""
+        self.fenced = fenced
         self._in_office.clear()
+        self._out_of_office.set()
         self._state.close()
 
     async def handle(self, command: Command) -> None:
@@ -79,7 +88,7 @@ class Controller:
             if self.active and self._state.unsure:
                 await self._state.read_again()
         except Fenced:
-            self.stand_down()
+            self.stand_down(fenced=True)
         except Transient as error:
             log.error("the state cannot be read: %s", error)
             return False
@@ -92,7 +101,7 @@ class Controller:
             await VERBS[command.verb](self._desk, command)
         except Fenced:
             log.warning("another controller has taken over")
-            self.stand_down()
+            self.stand_down(fenced=True)
         except CrossfadeError as error:
             await self._refuse(command, error)
 
@@ -114,7 +123,7 @@ class Controller:
                 collection.with_outcome(outcome, self._out.wall_ms()), [], command, "refused", error.message
             )
         except Fenced:
-            self.stand_down()
+            self.stand_down(fenced=True)
         except Transient as trouble:
             log.error("the refusal of %s %s was not recorded: %s", command.verb, command.collection, trouble)
 
@@ -131,7 +140,7 @@ class Controller:
                 try:
                     await self._check_alias(collection)
                 except Fenced:
-                    self.stand_down()
+                    self.stand_down(fenced=True)
                 except CrossfadeError as error:  # its space is gone, say: that must not end what serves the others
                     self._state.unsure = self._state.unsure or isinstance(error, UnknownOutcome)
                     log.error("the alias of %s was not checked: %s", collection.collection, error)

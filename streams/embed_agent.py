@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from streams import documents
 from streams.chunking import Chunker
 from streams.documents import Delete, DocumentSchema, Put, Rejected
 from streams.encoding import Encoder
-from streams.ordering import Action, Event, Lane, Lease, Outcome, PartitionLedger, decide
+from streams.ordering import ABSENT, Action, Event, Lane, Lease, Outcome, PartitionLedger, decide
 from streams.progress import Counters
 from streams.retry import patiently
 from streams.space_objects import Origin, space_object
@@ -146,12 +146,14 @@ class EmbedAgent:
 
     def mend(self, ledger: PartitionLedger, changes: Iterable[tuple[Record, Put | Delete]]) -> None:
         """Apply these log records again, whatever the space claims to hold (rule 11, redrive, repair)."""
+        splits = self.build.chunker.splits  # then all chunks may have to be rewritten for the sake of one: keep vectors
         events = [
-            Event(Lane.MEND, record, documents.key_digest(record.key or b""), change, ledger, check=False)
+            Event(Lane.MEND, record, documents.key_digest(record.key or b""), change, ledger, check=splits)
             for record, change in changes
         ]
         for event in events:  # rule 11: it lies below the commits, so only a doubt tells the next owner of it
             ledger.doubt(event, asyncio.get_running_loop().time())
+            ledger.doubts[event.digest].rewritten = True
         self._dispatch(Lane.MEND, self._claim(ledger, events))
 
     def _admit_live(self, batch: Batch) -> list[Event]:
@@ -266,6 +268,8 @@ class EmbedAgent:
         to_delete: list[Event] = []
         for event in events:
             head = heads.get(event)
+            if head is not None and event.lane is Lane.MEND:
+                head = replace(head, offset=ABSENT)  # it is not believed to hold anything but vectors
             change = event.change
             hashed = documents.source_hash(change, self.build.schema) if isinstance(change, Put) else None
             action = decide(event.record.offset, hashed, head)

@@ -75,7 +75,10 @@ class Mender:
         for digest, doubt in due:
             if digest in ledger.busy or (doubt.expected, doubt.not_before_s) != before[digest]:
                 continue  # a newer event came while we looked, or the same one has an unknown outcome again
-            finding = doubt.judge(heads.get(ids[digest]))
+            finding = doubt.judge(head := heads.get(ids[digest]))
+            if finding is Finding.SETTLED and self._build.chunker.splits and not doubt.rewritten:
+                ahead = head is not None and doubt.expected is not None and head.offset > doubt.expected.offset
+                finding = finding if ahead else Finding.OVERWRITTEN  # perhaps one of the other chunks was
             if finding is Finding.SETTLED and ledger.doubts.get(digest) is doubt:
                 del ledger.doubts[digest]
             elif finding is Finding.OVERWRITTEN and doubt.expected is not None:

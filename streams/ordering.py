@@ -43,7 +43,7 @@ class Event:
     """One change of one document on its way into a space. Compared by identity.
 
     `check`: look at what the space holds before writing. Live always does; replay only where a former owner may have
-    written already; a mend never, since it is there because the space cannot be trusted. `superseded`: the newest older
+    written already; a mend for the vectors of its chunks alone, since the space cannot be trusted. `superseded`: the newest older
     event of the key that was dropped as stale for this one; it stands after all if this one ends in the dead letters.
     """
 
@@ -302,13 +302,15 @@ class Finding(Enum):
 class Doubt:
     """A key that a write of unknown outcome, or of a former owner, may still change (rule 11).
 
-    `held_at`: the newest offset of the key that went to the dead letters.
+    `held_at`: the newest offset of the key that went to the dead letters. `rewritten`: all chunks were written again
+    after the settle time; chunk 0, which is what is read back, says nothing of a late write to the others.
     """
 
     doc_id: str
     not_before_s: float
     expected: Expected | None = None
     held_at: int = ABSENT
+    rewritten: bool = False
 
     def judge(self, head: Head | None) -> Finding:
         """What was read back (chunk 0) against what was expected."""
@@ -495,8 +497,8 @@ class PartitionLedger:
         doubt = self.doubts.get(digest)
         if doubt is None:
             self.doubts[digest] = Doubt(doc_id, not_before_s)
-        else:
-            doubt.not_before_s = max(doubt.not_before_s, not_before_s)
+        elif doubt.not_before_s < not_before_s:
+            doubt.not_before_s, doubt.rewritten = not_before_s, False
 
     def doubt(self, event: Event, not_before_s: float) -> None:
         """A write of this event has an unknown outcome: read the key back when the settle time has passed."""

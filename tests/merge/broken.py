@@ -254,7 +254,11 @@ def _shared_epochs() -> list[tuple[object, str, object]]:
     def of_all(self: TopicNames, collection: str, version: str, epoch: int, lane: str) -> str:
         return f"{self.prefix}.{collection}.{version}.{lane}"
 
-    return [(TopicNames, "group", of_all)]
+    async def committed(self: ReplayLane) -> int:
+        commit = (await self._kafka.committed(self._group, self._build.topic)).get(self._ledger.partition)
+        return commit.offset if commit else 0
+
+    return [(TopicNames, "group", of_all), (ReplayLane, "_committed_position", committed)]
 
 
 def _shared_memory() -> list[tuple[object, str, object]]:

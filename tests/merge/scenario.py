@@ -60,7 +60,7 @@ class Scenario:
         )
         self.worlds.append(self.world)
         for _ in range(self.early):
-            await self._act(self._event)
+            await self._act(self._early_event)
         await self._act(self._early_compaction)
         await self.world.start_build()
         if not self.calm:
@@ -72,6 +72,8 @@ class Scenario:
             await self._begin_second()
             for _ in range(self.steps // 2):
                 await self._act(self._step)
+        if not self.calm:
+            await self._act(self._finale)
         await self._end()
 
     async def _act(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -83,7 +85,7 @@ class Scenario:
     async def _step(self) -> None:
         if self.rng.random() < 0.7:
             for _ in range(self.rng.choice((1, 1, 2, 8))):
-                await self._event()
+                self._event()
         elif self.calm:
             await self._topic()
         else:
@@ -92,7 +94,7 @@ class Scenario:
             await (self.rng.choice(rare) if self.rng.random() < 0.03 else self.rng.choice((*kinds, self._topic)))()
         await asyncio.sleep(self.rng.choice((0.0, 0.01, 0.05, 0.3, 1.0)))
 
-    async def _event(self) -> None:
+    def _event(self) -> None:
         key = self.rng.choice(self.keys)
         kind = self.rng.random()
         if kind < self.malformed:
@@ -106,6 +108,9 @@ class Scenario:
             count = self.rng.randint(1, 4) if self.chunks else 1
             text = "|".join(self.rng.choice(WORDS) for _ in range(count))
             self._produce(key, {"text": text, "tag": self.rng.choice(("x", "y"))})
+
+    async def _early_event(self) -> None:
+        self._event()
 
     def _produce(self, key: str, value: object) -> None:
         self.world.produce(key, value)  # type: ignore[arg-type]  # JSON or bytes, as drawn above
@@ -122,7 +127,7 @@ class Scenario:
     async def _late_worker(self) -> None:
         """The first worker may come a while after the build has begun."""
         for _ in range(self.rng.choice((0, 0, 2, 8))):
-            await self._event()
+            self._event()
 
     async def _topic(self) -> None:
         what, partition = self.rng.random(), self.rng.randrange(self.partitions)
@@ -140,38 +145,61 @@ class Scenario:
             transaction.abort()
 
     async def _weather(self) -> None:
-        weather, rng = self.world.weather, self.rng
-        kind = rng.choice(("slow", "store_fails", "store_unknown", "object_fails", "kafka_fails"))
-        much = rng.choice((0.0, 0.0, 0.1, 0.4))
-        setattr(weather, kind, much)
+        kind = self.rng.choice(("slow", "store_fails", "store_unknown", "object_fails", "kafka_fails"))
+        self._weather_of(kind, self.rng.choice((0.0, 0.0, 0.1, 0.4)))
+
+    def _weather_of(self, kind: str, much: float) -> None:
+        setattr(self.world.weather, kind, much)
         self.world.say(f"weather: {kind} {much}")
 
     async def _workers(self) -> None:
-        rng = self.rng
-        world = rng.choice(self.worlds)
+        world, kind = self.rng.choice(self.worlds), self.rng.random()
         names = sorted(world.workers)
-        kind = rng.random()
         if not names or (kind < 0.3 and len(names) < 3):
-            world.start_worker(f"{rng.choice('abc')}{round(world.loop.time() * 1000)}")
-        elif kind < 0.5:
-            await world.stop_worker(rng.choice(names))
+            world.start_worker(f"{self.rng.choice('abc')}{round(world.loop.time() * 1000)}")
+        else:
+            await self._disturb(world, kind)
+
+    async def _disturb(self, world: World, kind: float) -> None:
+        """Something befalls a worker."""
+        rng = self.rng
+        name = rng.choice(sorted(world.workers))
+        network = world.workers[name].network
+        away_s = rng.choice((1.0, 5.0, 12.0, 20.0))
+        if kind < 0.5:
+            await world.stop_worker(name)
         elif kind < 0.65:
-            world.kill_worker(rng.choice(names))
+            world.kill_worker(name)
         elif kind < 0.8:
             partition = rng.randrange(self.partitions)
             for _ in range(rng.choice((1, 2, 2))):  # from A to B, and back to A
                 world.move(partition)
                 await asyncio.sleep(rng.choice((0.1, 0.5, 2.0)))
+        elif kind < 0.9:
+            network.cut_until_s = world.loop.time() + away_s
+            world.say(f"the way of {name} to Kafka is cut for {away_s} s")
         else:
-            name = rng.choice(names)
-            network = world.workers[name].network
-            away_s = rng.choice((1.0, 5.0, 12.0, 20.0))
-            if kind < 0.9:
-                network.cut_until_s = world.loop.time() + away_s
-                world.say(f"the way of {name} to Kafka is cut for {away_s} s")
-            else:
-                network.frozen_until_s = world.loop.time() + away_s
-                world.say(f"{name} is frozen for {away_s} s")
+            network.frozen_until_s = world.loop.time() + away_s
+            world.say(f"{name} is frozen for {away_s} s")
+
+    async def _finale(self) -> None:
+        """Trouble with writes in flight, and after it one newer event of each key: nothing comes later to hide it."""
+        rng, world = self.rng, self.rng.choice(self.worlds)
+        if rng.random() < 0.4:
+            return
+        world.state = world.state.model_copy(update={"paused": None})
+        while len(world.workers) < 2:
+            world.start_worker(f"f{len(world.workers)}{round(world.loop.time() * 1000)}")
+        await asyncio.sleep(rng.choice((2.0, 8.0)))
+        self._weather_of(rng.choice(("slow", "slow", "store_fails", "store_unknown")), 0.4)
+        for _ in range(rng.choice((2, 10, 30))):
+            self._event()
+        await asyncio.sleep(rng.choice((0.05, 0.3, 1.0)))
+        await self._disturb(world, rng.uniform(0.35, 1.0))
+        await asyncio.sleep(rng.choice((0.0, 0.1, 0.5, 2.0, 8.0)))
+        for key in self.keys:
+            self._produce(key, rng.choice((None, {"text": rng.choice(WORDS), "tag": "x"})))
+        await asyncio.sleep(rng.choice((0.0, 0.3, 2.0, 20.0)))
 
     async def _controls(self) -> None:
         world, rng = self.rng.choice(self.worlds), self.rng

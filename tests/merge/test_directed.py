@@ -416,8 +416,8 @@ def test_a_killed_replay_costs_no_more_than_what_was_in_flight() -> None:
         await world.start_build()
         world.weather.latency_s = 0.05
         world.start_worker("a")
-        while len(await world.stored()) < 30:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110  simulated time
+        while len(await world.stored()) < 30:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
         world.kill_worker("a")
         world.start_worker("b")
 
@@ -439,8 +439,8 @@ def test_a_late_redrive_of_a_killed_owner_does_not_overwrite_what_came_after() -
         network.land_after_s = 15.0
         Fates(world, "a", {1: "late"})
         world.ask("redrive")
-        while not world.store.late:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110  simulated time
+        while not world.store.late:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
         world.kill_worker("a")
         world.start_worker("b")
         await asyncio.sleep(8.0)
@@ -510,8 +510,8 @@ def test_a_partition_that_leaves_during_trouble_does_not_take_the_others_with_it
         worker = world.workers["a"]
         world.start_worker("b")
         group = world.kafka.group(TOPIC, world.live_group)
-        while len(group.members) < 2:
-            await asyncio.sleep(0.001)  # noqa: ASYNC110  simulated time
+        while len(group.members) < 2:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.001)
         first, second = group.members
         world.kafka.assign(TOPIC, world.live_group, {0: second, 1: first})
         await asyncio.sleep(20.0)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import faust
+from aiokafka.errors import KafkaError as AiokafkaError
 from faust.types import TP
 from pydantic import ValidationError
 
-from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient
+from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient, Unreachable
 from streams import config
 from streams.build_runner import AgentHost, BuildRunner, failure_command
 from streams.chunking import make_chunker
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 CONFIG_LOOK_EVERY_S = 2.0
 UNHOSTED_MS = 10_000
 STATE_LOOK_EVERY_S = 5.0
-LEASE_MARGIN_S = 3.0
 CONTROLLER_SESSION_S = 10.0
 OFFICE_LOOK_EVERY_S = 0.1
 CHANNEL_DELIVERIES = 2
@@ -143,7 +143,13 @@ class Worker:
         )
         self._controller = Controller(self._out.names, outside, writer, self._progress)
         self._app = self._faust_app(folder)
-        await self._app.start()
+        try:
+            await self._app.start()
+        except AiokafkaError as error:  # Faust does not wait for a broker that goes away just now
+            raise Unreachable(
+                f"the command stream could not start: {type(error).__name__}",
+                next_step="check that the brokers run, then start the worker again",
+            ) from error
         background = [
             asyncio.create_task(part)
             for part in (
@@ -357,7 +363,7 @@ class Worker:
         )
 
     def _make_build(self, state: BuildState, collection: config.Collection, version: config.Version) -> Build:
-        weaviate, kafka = self._settings.weaviate, self._settings.kafka
+        weaviate = self._settings.weaviate
         return Build(
             collection=state.collection,
             version=state.version,
@@ -371,7 +377,7 @@ class Worker:
             encoder=make_encoder(collection, version),
             chunker=make_chunker(state.model.chunking),
             sink=self._out.sink,
-            lease=Lease(kafka.session_timeout_s - weaviate.write_timeout_s - LEASE_MARGIN_S),
+            lease=Lease(self._settings.lease_s),
             limits=Limits(
                 batch=version.batch,
                 concurrency=version.concurrency,

@@ -75,6 +75,10 @@ _OWN_CLIENT_SETTINGS = frozenset(
 )
 
 
+LEASE_MARGIN_S = 3.0
+SHORTEST_LEASE_S = 1.0
+
+
 class Kafka(Strict):
     """`client`: further librdkafka settings (security, TLS); their values are treated as secret."""
 
@@ -300,13 +304,19 @@ class Settings(Strict):
                 named[name] = collection
         return {**raw, "collections": named}
 
+    @property
+    def lease_s(self) -> float:
+        """Rule 11: how long after a group commit was sent writes may still begin."""
+        return self.kafka.session_timeout_s - self.weaviate.write_timeout_s - LEASE_MARGIN_S
+
     @model_validator(mode="after")
     def _whole(self) -> Settings:
-        if 2 * self.weaviate.write_timeout_s > self.kafka.session_timeout_s:
+        most = min(self.kafka.session_timeout_s / 2, self.kafka.session_timeout_s - LEASE_MARGIN_S - SHORTEST_LEASE_S)
+        if self.weaviate.write_timeout_s > most:
             # rules 9 and 11: a write must have ended, with time to spare, before another owner can begin
             raise wrong(
-                "is more than half of kafka.session_timeout_s",
-                f"at most {self.kafka.session_timeout_s / 2:g}",
+                "leaves too little of kafka.session_timeout_s",
+                f"at most {most:g}" if most > 0 else "a session_timeout_s of 10 or more",
                 "weaviate",
                 "write_timeout_s",
             )
@@ -407,7 +417,7 @@ def find_config(explicit: Path | None = None) -> Path:
     if not path.is_file():
         raise ConfigurationError(
             f"no configuration file at {path}; looked at " + "; ".join(looked),
-            next_step=f"copy the project's commented config/crossfade.yaml, or name one with --config or {PATH_VARIABLE}",
+            next_step=f"copy the project's config/crossfade.yaml, or name one with --config or {PATH_VARIABLE}",
         )
     return path
 

@@ -43,8 +43,9 @@ class Event:
     """One change of one document on its way into a space. Compared by identity.
 
     `check`: look at what the space holds before writing. Live always does; replay only where a former owner may have
-    written already; a mend for the vectors of its chunks alone, since the space cannot be trusted. `superseded`: the newest older
-    event of the key that was dropped as stale for this one; it stands after all if this one ends in the dead letters.
+    written already; a mend only to keep the vectors of a document's chunks, since the space cannot be trusted.
+    `superseded`: the newest older event of the key that was dropped as stale for this one; it stands after all if this
+    one ends in the dead letters.
     """
 
     lane: Lane

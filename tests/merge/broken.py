@@ -1,6 +1,6 @@
-"""The production code with one rule of DESIGN.md section 3 broken on purpose, to prove that the simulator would notice.
+"""The production code with one rule of DESIGN.md section 3 broken on purpose: would the simulator notice?
 
-It must never be imported by anything but the test that plays it; one history: `python -m tests.merge.broken FAULT SEED`.
+It must never be imported by anything but the test that plays it. One history: python -m tests.merge.broken FAULT SEED
 """
 
 from __future__ import annotations
@@ -125,15 +125,6 @@ def _oldest_waits() -> list[tuple[object, str, object]]:
         return keep
 
     return [(ordering, "_newer", older)]
-
-
-def _offsets_ignored() -> list[tuple[object, str, object]]:
-    decide = ordering.decide
-
-    def always(offset: int, source_hash: str | None, head: Head | None) -> Action:
-        return decide(offset, source_hash, replace(head, offset=ABSENT) if head else None)
-
-    return [(embed_agent, "decide", always)]
 
 
 def _unchanged_left_alone() -> list[tuple[object, str, object]]:
@@ -354,9 +345,6 @@ FAULTS = {
     "11-handover": Broken(11, "a next owner does not learn of doubts", _doubts_not_handed_on),
     "11-mend": Broken(11, "what was overwritten counts as settled", _overwritten_is_settled),
 }
-
-CANDIDATES = {"4-offset": Broken(4, "the guard ignores the stored offset", _offsets_ignored)}
-FAULTS.update(CANDIDATES)
 
 
 def main(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from tests.merge.virtual_time import run
 from tests.merge.world import REFUSED_BY_MODEL, REFUSED_BY_STORE, TOMBSTONES_MS, TOPIC, World
 
 WORDS = ("ant", "bee", "cat", "dog", "elk", "fox")
-SHRINK_REPLAYS = 150
+SHRINK_REPLAYS = 80
 
 
 class Scenario:

@@ -172,7 +172,7 @@ class World:
         self.dead_letters: list[tuple[DeadLetterKey, str]] = []
         self.progress: dict[str, ProgressRecord] = {}
         self.workers: dict[str, Worker] = {}
-        self.compacted = beside is not None and beside.compacted
+        self.compacted: bool = beside is not None and beside.compacted
         self.to_stop = False  # a build that gives up is what the scenario waits for
         self.failure: str | None = None
         self.calm = calm

@@ -128,7 +128,7 @@ def test_variables_and_secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (f"weaviate: {{api_key: [{SECRET}]}}\n", "weaviate.api_key: is not text"),
         (f"weaviate: {{api_key: '{SECRET} x'}}\n", "weaviate.api_key: is empty, or has spaces"),
         ("weaviate: {http: 'http://h:1'}\n", "weaviate: has one of http and grpc"),
-        ("weaviate: {write_timeout_s: 30}\n", "weaviate.write_timeout_s: is more than half of kafka.session_timeout_s"),
+        ("weaviate: {write_timeout_s: 30}\n", "weaviate.write_timeout_s: leaves too little of kafka.session_timeout_s"),
         ("weaviate: {write_timeout_s: yes}\n", "wanted: a number"),
         ("weaviate: {write_timeout_s: -1}\n", "-1 does not fit; wanted: greater than 0"),
         ("kafka: {client: {group.id: x}}\n", "sets group.id, which Crossfade sets itself"),

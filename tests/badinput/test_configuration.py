@@ -166,7 +166,7 @@ LOADER: dict[str, tuple[str, str, int, str, str]] = {
         "collections:",
         "weaviate: {write_timeout_s: 40}\ncollections:",
         2,
-        "weaviate.write_timeout_s: is more than half of kafka.session_timeout_s",
+        "weaviate.write_timeout_s: leaves too little of kafka.session_timeout_s",
         "at most 22.5",
     ),
 }

@@ -33,8 +33,8 @@ test: $(READY)  ## all tests; starts Kafka and Weaviate itself
 	$(BIN)/python -m pytest tests/unit tests/merge tests/fuzz
 	$(BIN)/python -m pytest -n $(BESIDE) --dist loadfile tests/contract tests/integration tests/badinput tests/failstop tests/faults
 
-soak: $(READY)  ## the faults for MINUTES (30): workers killed over and over, and all other faults once
-	CROSSFADE_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest tests/faults
+soak: $(READY)  ## for MINUTES (30) each: simulated schedules; workers killed over and over, and all other faults once
+	CROSSFADE_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest tests/merge/test_random.py tests/faults
 
 lint: $(READY)  ## ruff, mypy, import rules
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ Must never take an open TCP port for an answer: Docker's proxy opens ports long 
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -19,6 +20,9 @@ from connectors.services.state import Addresses
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _HTTP2_SETTINGS = 4
 
+# Below what systems give to outgoing connections: one of those may take a port between our choice and the bind.
+_OURS = range(15_000, 30_000)
+
 
 def choose(names: Iterable[str], wanted: Mapping[str, int]) -> dict[str, int]:
     """A free port for each name, the wanted one where it is still free; all different.
@@ -31,11 +35,13 @@ def choose(names: Iterable[str], wanted: Mapping[str, int]) -> dict[str, int]:
             probe = held.enter_context(socket.socket())
             # As the services do it: a port whose last connections are in TIME_WAIT is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                # All interfaces, without listening: a free loopback port may be taken on another address.
-                probe.bind(("", wanted.get(name, 0)))
-            except OSError:
-                probe.bind(("", 0))
+            for port in (*filter(None, [wanted.get(name)]), *random.sample(_OURS, 200), 0):
+                try:
+                    # All interfaces, without listening: a free loopback port may be taken on another address.
+                    probe.bind(("", port))
+                except OSError:
+                    continue
+                break
             chosen[name] = probe.getsockname()[1]
         return chosen
 

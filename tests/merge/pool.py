@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -41,7 +42,9 @@ def processes(count: int | None = None) -> Iterator[ProcessPoolExecutor]:
 
 def _quiet() -> None:
     logging.disable(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")  # of tasks cancelled before they began
     gc.freeze()
+    gc.set_threshold(100_000, 50, 50)  # a history lives for a tenth of a second
 
 
 def play(first: int, end: int) -> Found | None:

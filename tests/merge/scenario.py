@@ -66,6 +66,8 @@ class Scenario:
         if not self.calm:
             await self._act(self._late_worker)
         self.world.start_worker("a")
+        if not self.calm:
+            await self._act(self._early_trouble)
         for _ in range(self.steps):
             await self._act(self._step)
         if self.second_version:
@@ -108,6 +110,14 @@ class Scenario:
             count = self.rng.randint(1, 4) if self.chunks else 1
             text = "|".join(self.rng.choice(WORDS) for _ in range(count))
             self._produce(key, {"text": text, "tag": self.rng.choice(("x", "y"))})
+
+    async def _early_trouble(self) -> None:
+        """Something befalls the first worker while it replays, or just after."""
+        if self.rng.random() < 0.7:
+            return
+        self._weather_of(self.rng.choice(("slow", "store_fails", "store_unknown")), 0.4)
+        await asyncio.sleep(self.rng.uniform(0.1, 3.0))
+        await self._disturb(self.world, self.rng.uniform(0.3, 1.0))
 
     async def _early_event(self) -> None:
         self._event()

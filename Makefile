@@ -33,8 +33,9 @@ test: $(READY)  ## all tests; starts Kafka and Weaviate itself
 	$(BIN)/python -m pytest tests/unit tests/merge tests/fuzz
 	$(BIN)/python -m pytest -n $(BESIDE) --dist loadfile tests/contract tests/integration tests/badinput tests/failstop tests/faults
 
-soak: $(READY)  ## for MINUTES (30) each: simulated schedules; workers killed over and over, and all other faults once
+soak: $(READY)  ## for MINUTES (30) each, simulated schedules and killed workers; other faults once; 120,000 fuzzed inputs
 	CROSSFADE_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest tests/merge/test_random.py tests/faults
+	CROSSFADE_FUZZ_CASES=$(or $(CASES),15000) $(BIN)/python -m pytest tests/fuzz
 
 lint: $(READY)  ## ruff, mypy, import rules
 	$(BIN)/ruff check

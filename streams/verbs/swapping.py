@@ -5,6 +5,9 @@ Nothing here decides what a document is; a sweep and every partition's owner hav
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from pydantic import JsonValue
 
 from connectors.errors import Refused
@@ -12,6 +15,7 @@ from streams.retry import a_while
 from streams.state import BuildState, CollectionState, Command
 from streams.verbs.desk import Desk
 from streams.versions import Stage, check_transition
+from streams.views import ProgressView
 
 FRESH_PROGRESS_MS = 15_000
 
@@ -21,7 +25,7 @@ async def cutover(desk: Desk, command: Command) -> None:
     build, collection = desk.state.build(command), desk.state.collection(command)
     if collection.intent is None:
         check_transition(build.stage, Stage.SERVING, collection=build.collection, version=build.version)
-        _check_settled(desk, build)
+        _check_settled(desk, build, desk.out.wall_ms() - FRESH_PROGRESS_MS)
         sweep = await desk.out.sweep(build)
         found: dict[str, JsonValue] = {
             "checked": sweep.checked,
@@ -46,7 +50,8 @@ async def cutover(desk: Desk, command: Command) -> None:
                 f"if their cause is gone, or accept them by name: crossfade cutover "
                 f"{build.collection} {build.version} --accept-held KEY (once for each)",
             )
-        _check_settled(desk, build)  # again: a sweep takes its time, and a worker may have died meanwhile
+        # again: a sweep takes its time, a worker may have died, and a report from before a doubt says nothing of it
+        _check_settled(desk, build, await _reports_made_now(desk, build))
         if command.args.get("check"):
             await desk.state.done(command, f"{build.key} can cut over", data=found, event="cutover --check")
             return
@@ -110,16 +115,28 @@ async def _swap(desk: Desk, command: Command, collection: CollectionState, build
     )
 
 
-def _check_settled(desk: Desk, build: BuildState) -> None:
-    """Nothing failed, nothing held, nothing in doubt (rule 11), as each partition's owner has just reported."""
+async def _reports_made_now(desk: Desk, build: BuildState) -> int:
+    """Wait until each partition's owner has reported again; returns since when, in ms since the epoch."""
+    since_ms = desk.out.wall_ms()
+
+    def reported(view: ProgressView) -> bool:
+        return sum(r.updated_at >= since_ms for r in view.partitions(build)) == build.partitions
+
+    with contextlib.suppress(TimeoutError):  # whoever is silent is named by the check that follows
+        async with asyncio.timeout(FRESH_PROGRESS_MS / 1000):
+            await desk.progress.wait_for(reported)
+    return since_ms
+
+
+def _check_settled(desk: Desk, build: BuildState, since_ms: int) -> None:
+    """Nothing failed, nothing held, nothing in doubt (rule 11), as each partition's owner has reported since then."""
     status = f"crossfade status {build.collection} {build.version}"
     if build.failure is not None:
         raise Refused(f"{build.key} stopped: {build.failure.cause}", next_step=build.failure.next_step or status)
     if build.paused is not None:
         raise Refused(f"{build.key} is paused", next_step=f"crossfade resume {build.collection} {build.version}")
     records = desk.progress.partitions(build)
-    now_ms = desk.out.wall_ms()
-    silent = build.partitions - sum(now_ms - r.updated_at < FRESH_PROGRESS_MS for r in records)
+    silent = build.partitions - sum(r.updated_at >= since_ms for r in records)
     if silent:
         raise Refused(
             f"no worker has reported on {silent} of {build.partitions} partitions of {build.key} lately",

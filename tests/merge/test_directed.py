@@ -15,7 +15,7 @@ from streams.embed_agent import EmbedAgent, Limits
 from streams.mend import Mender
 from streams.ordering import Event, Expected, Lane, PartitionLedger
 from tests.merge import virtual_time
-from tests.merge.world import REFUSED_BY_MODEL, TOPIC, World
+from tests.merge.world import NAMES, REFUSED_BY_MODEL, TOPIC, World
 
 LIMITS = Limits(batch=8, window=16, read_records=8, write_deadline_s=2.0, settle_s=4.0)
 
@@ -220,6 +220,24 @@ def test_a_key_whose_newest_record_is_refused_does_not_stay_in_doubt() -> None:
         await asyncio.sleep(0.5)
 
     play(story)
+
+
+def test_dead_letters_that_cannot_be_written_hold_the_lane() -> None:
+    """Rather than losing the record: nothing at or past it is committed until the topic takes it."""
+
+    async def story(world: World) -> None:
+        await ready(world)
+        world.dead_letters_away = True
+        refused = world.produce("bad", b"{").offset
+        put(world, "good", "goes on")
+        await asyncio.sleep(60.0)
+        group = NAMES.group(world.state.collection, world.state.version, world.state.epoch, "live")
+        assert (await world.kafka.committed(group, TOPIC))[0].offset == refused
+        assert world.dead_letters == []
+        world.dead_letters_away = False
+
+    world = play(story)
+    assert [cause for _, cause in world.dead_letters] == ["malformed_json"]
 
 
 def test_a_repair_does_not_fill_the_dead_letters() -> None:

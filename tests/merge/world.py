@@ -15,6 +15,7 @@ import orjson
 
 from connectors import reserved
 from connectors.embedders.base import RejectedTexts
+from connectors.errors import Unreachable
 from connectors.memory.embedder import MemoryEmbedder
 from connectors.memory.log import MemoryLog
 from connectors.memory.store import MemoryStore
@@ -91,6 +92,8 @@ class Sink:
     ) -> None:
         await self._net.kafka()
         if topic == NAMES.dead_letters:
+            if self._world.dead_letters_away:
+                raise Unreachable("simulated: the dead-letter topic cannot be written")
             named = dict(headers)
             at = DeadLetterKey(int(named["partition"]), int(named["offset"]))
             if (named["version"].decode(), int(named["epoch"])) == (self._world.state.version, self._world.state.epoch):
@@ -170,6 +173,7 @@ class World:
             partitions=partitions,
         )
         self.dead_letters: list[tuple[DeadLetterKey, str]] = []
+        self.dead_letters_away = False
         self.progress: dict[str, ProgressRecord] = {}
         self.workers: dict[str, Worker] = {}
         self.compacted: bool = beside is not None and beside.compacted
@@ -359,6 +363,7 @@ class World:
             and record.epoch == self.state.epoch
             and record.updated_at > since_ms
             and record.unsettled == 0
+            and record.live_position >= self.kafka.topic(TOPIC).partition(p).stable  # made after all was resolved
             and record.replay_done
             and p in commits
             and commits[p].offset >= self.kafka.topic(TOPIC).partition(p).stable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import uuid
 
 from hypothesis import given
@@ -95,3 +96,25 @@ def test_keys_in_two_partitions(keys: list[set[str]]) -> None:
     indexes = {p: index_of({key: (n, False) for n, key in enumerate(sorted(mine))}) for p, mine in enumerate(keys)}
     wanted = [(i, j) for i in range(len(keys)) for j in range(i + 1, len(keys)) if keys[i] & keys[j]]
     assert keys_in_two_partitions(indexes) == wanted
+
+
+def test_a_sweep_of_many_documents_needs_few_bytes_for_each() -> None:
+    """At most 64 bytes a document, pages and index included, while everything is as it should be."""
+    documents, page = 100_000, 1000
+    tracemalloc.start()
+    try:
+        builder = KeyIndexBuilder()
+        for first in range(0, documents, page):
+            offsets = list(range(first, first + page))
+            builder.add([key_digest(b"k%d" % offset) for offset in offsets], offsets, [False] * page)
+        comparison = Comparison({0: builder.build()})
+        held_by_index, _ = tracemalloc.get_traced_memory()
+        for first in range(0, documents, page):
+            comparison.add([heads_of(f"k{offset}", offset, 1)[0] for offset in range(first, first + page)])
+        assert comparison.finish() == []
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert comparison.checked == documents
+    assert held_by_index <= 40 * documents
+    assert held <= 64 * documents

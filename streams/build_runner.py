@@ -201,6 +201,9 @@ class _Run:
                 ):
                     self._group.create_task(part)
         except BaseExceptionGroup as group:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():  # something failed while we were being stopped: still stop
+                raise asyncio.CancelledError from group
             raise _worst(group) from group
         finally:
             await self._agent.stop()

@@ -79,6 +79,7 @@ class FaustHost:
 class _Hosted(NamedTuple):
     """A build that runs here, and the settings it was started with."""
 
+    runner: BuildRunner
     task: asyncio.Task[None]
     settings: tuple[config.Collection, config.Version]
 
@@ -172,10 +173,12 @@ class Worker:
                 task.result()  # none of these ends by itself: what ended it is the worker's failure
         finally:
             self._controller.stand_down()
-            tasks = [stopping, *background, *(hosted.task for hosted in self._running.values())]
-            for task in tasks:
+            for task in (stopping, *background):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for hosted in self._running.values():
+                hosted.runner.stop(hosted.task)
+            running = (hosted.task for hosted in self._running.values())
+            await asyncio.gather(stopping, *background, *running, return_exceptions=True)
             await self._app.stop()
             await writer.close()
             await self._view.close()
@@ -288,13 +291,13 @@ class Worker:
             for key, hosted in list(self._running.items()):
                 if key not in wanted or hosted.settings != self._settings_of(wanted[key]):
                     del self._running[key]
-                    hosted.task.cancel()
+                    hosted.runner.stop(hosted.task)
                     await asyncio.gather(hosted.task, return_exceptions=True)
             for key, build in wanted.items():
                 if key not in self._running:
                     settings = self._settings_of(build)
-                    task = asyncio.create_task(self._runner(build, *settings).run())
-                    self._running[key] = _Hosted(task, settings)
+                    runner = self._runner(build, *settings)
+                    self._running[key] = _Hosted(runner, asyncio.create_task(runner.run()), settings)
             await self._report_misfits()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONFIG_LOOK_EVERY_S):  # the configuration may have changed instead

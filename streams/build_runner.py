@@ -67,6 +67,7 @@ class BuildRunner:
         held: Callable[[BuildState], Awaitable[set[DeadLetterKey]]],
     ) -> None:
         self._state = state
+        self.stopping = False
         self._last_progress = last_progress
         self._held = held
         self._make_build = make_build
@@ -76,6 +77,11 @@ class BuildRunner:
         self._topics = topics
         self._make_host = make_host
         self._worker_name = worker_name
+
+    def stop(self, task: asyncio.Task[None]) -> None:
+        """Have `task`, in which this runs, drain and end."""
+        self.stopping = True
+        task.cancel()
 
     async def run(self) -> None:
         attempt = 0
@@ -201,8 +207,7 @@ class _Run:
                 ):
                     self._group.create_task(part)
         except BaseExceptionGroup as group:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():  # something failed while we were being stopped: still stop
+            if self._runner.stopping:  # a cancel that meets a failure is lost in the task group: still stop
                 raise asyncio.CancelledError from group
             raise _worst(group) from group
         finally:

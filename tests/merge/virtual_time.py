@@ -51,7 +51,12 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _cancel_all() -> None:
+    """Again where it must be: a cancel that meets a failure is lost (workers are told to stop by their runner instead)."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    for _ in range(3):
+        for task in left:
+            task.cancel()
+        if left:
+            _, left = await asyncio.wait(left, timeout=60.0)
+    if left:
+        raise Stuck(f"{len(left)} tasks do not end")

@@ -112,6 +112,7 @@ class Sink:
 class Worker:
     name: str
     network: Network
+    runner: BuildRunner
     task: asyncio.Task[None]
     builds: list[Build]
 
@@ -312,7 +313,7 @@ class World:
             self.progress.get,
             self._held,
         )
-        self.workers[name] = Worker(name, network, asyncio.ensure_future(runner.run()), builds)
+        self.workers[name] = Worker(name, network, runner, asyncio.ensure_future(runner.run()), builds)
 
     async def _held(self, _: BuildState) -> set[DeadLetterKey]:
         return {at for at, _ in self.dead_letters}
@@ -329,7 +330,7 @@ class World:
     async def stop_worker(self, name: str) -> None:
         self.say(f"stop {name}")
         worker = self.workers.pop(name)
-        worker.task.cancel()
+        worker.runner.stop(worker.task)
         await asyncio.gather(worker.task, return_exceptions=True)
         self.say(f"stopped {name}")
 
@@ -338,7 +339,7 @@ class World:
         self.say(f"kill {name}")
         worker = self.workers.pop(name)
         worker.network.dead = True
-        worker.task.cancel()
+        worker.runner.stop(worker.task)
 
     def move(self, partition: int) -> None:
         """A rebalance: the partition goes to the next member of the group, and with the next call perhaps back."""

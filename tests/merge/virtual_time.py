@@ -51,7 +51,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _cancel_all() -> None:
-    """Again where it must be: a cancel that meets a failure is lost (workers are told to stop by their runner instead)."""
+    """Again where it must be: a cancel that meets a failure is lost in a task group of this Python."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for _ in range(3):
         for task in left:

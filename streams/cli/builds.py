@@ -20,6 +20,9 @@ from streams.state import Command, Verb
 
 collection_argument = click.argument("collection")
 version_argument = click.argument("version")
+confirm_option = click.option(
+    "--confirm", default="", metavar="VERSION", help="The version's name again: its space is deleted."
+)
 why_option = click.option("--why", default="", help="The reason, kept in the journal.")
 
 
@@ -186,7 +189,7 @@ def _rate(value: str) -> float:
 @click.command()
 @collection_argument
 @version_argument
-@click.option("--confirm", default="", metavar="VERSION", help="The version's name again: its space is deleted.")
+@confirm_option
 @why_option
 @timeout_option(ASK_S)
 @json_option
@@ -205,7 +208,7 @@ def abort(
 @click.command()
 @collection_argument
 @version_argument
-@click.option("--confirm", default="", metavar="VERSION", help="The version's name again: its space is deleted.")
+@confirm_option
 @why_option
 @timeout_option(ASK_S)
 @json_option

@@ -301,17 +301,39 @@ class VectorStore(Protocol):
     async def close(self) -> None: ...
 
 
+class Embedded(NamedTuple):
+    """`vectors`: float32[n, dim], in the order of the texts. `tokens`: as the endpoint counted, or None."""
+
+    vectors: Vectors
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What an endpoint says of itself; None where it does not say."""
+
+    model: str | None = None
+    revision: str | None = None
+    max_batch: int | None = None
+    max_batch_tokens: int | None = None
+    max_input_tokens: int | None = None
+
+
 class Embedder(Protocol):
-    """Texts to vectors; knows an endpoint, nothing of documents, prefixes or versions."""
+    """Texts to vectors; knows an endpoint, nothing of documents, prefixes or versions. Never retries."""
 
     max_batch: int
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
-        """float32[len(texts), dim], in the order of the texts.
+    async def embed(self, texts: Sequence[str]) -> Embedded:
+        """One vector for each text.
 
         Raises Transient when the endpoint is away or busy, ContentRejected when it refuses this content,
         AccessDenied for keys, WrongModel when the reply is not one finite vector for each text.
         """
+        ...
+
+    async def facts(self) -> ModelFacts:
+        """Asks the endpoint; all None where it has no such question. Raises as `embed` does."""
         ...
 
     async def close(self) -> None: ...

@@ -20,7 +20,8 @@ from streams import documents
 from streams.chunking import Chunker
 from streams.documents import Delete, DocumentSchema, Put, Rejected
 from streams.encoding import Encoder
-from streams.ordering import ABSENT, Action, Event, Lane, Lease, Outcome, PartitionLedger, decide
+from streams.key_index import ABSENT
+from streams.ordering import Action, Event, Lane, Lease, Outcome, PartitionLedger, decide
 from streams.progress import Counters
 from streams.retry import patiently
 from streams.space_objects import Origin, space_object

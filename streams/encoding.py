@@ -110,7 +110,7 @@ class Encoder:
         vectors[wanted] = self._finish(raw)
 
     async def _embed(self, texts: Sequence[str]) -> Vectors:
-        raw = check_vectors(await self._embedder.embed(texts), len(texts), "the embedder")
+        raw = check_vectors((await self._embedder.embed(texts)).vectors, len(texts), "the embedder")
         if raw.shape[1] != self.envelope.dimensions:
             raise WrongModel(
                 f"the model gives {raw.shape[1]} dimensions, the configuration says {self.envelope.dimensions}",

@@ -16,8 +16,9 @@ from connectors.protocols import Log, Record
 from streams import documents
 from streams.documents import Delete, Put, Rejected
 from streams.embed_agent import Build, EmbedAgent
+from streams.key_index import Expected
 from streams.migration.compare import Comparison, Suspect
-from streams.ordering import Doubt, Expected, Finding, PartitionLedger
+from streams.ordering import Doubt, Finding, PartitionLedger
 from streams.replay import plan_scan, scan_keys
 from streams.retry import patiently
 

@@ -17,7 +17,8 @@ from connectors.errors import Transient
 from connectors.protocols import Commit, Log, RangeBatch, Record
 from streams.documents import key_digest
 from streams.embed_agent import Batch, Build, EmbedAgent
-from streams.ordering import KeyIndex, KeyIndexBuilder, Lane, PartitionLedger
+from streams.key_index import KeyIndex, KeyIndexBuilder
+from streams.ordering import Lane, PartitionLedger
 from streams.retry import patiently
 from streams.state import BuildState
 

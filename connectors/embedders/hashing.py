@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from connectors.embedders.base import refuse_blank
 from connectors.errors import ConfigurationError
-from connectors.protocols import Vectors
+from connectors.protocols import Embedded, ModelFacts, Vectors
 
 MODEL = "crossfade-hashing"
 REVISION = "1"
@@ -113,12 +113,15 @@ class HashingEmbedder:
         self._sublinear = sublinear
         self._salt = _mix_number(seed + 1)
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedded:
         """Raises RejectedTexts for blank texts."""
         refuse_blank(texts)
         if sum(map(len, texts)) > _THREAD_CHARS:
-            return await asyncio.to_thread(self._embed, texts)
-        return self._embed(texts)
+            return Embedded(await asyncio.to_thread(self._embed, texts))
+        return Embedded(self._embed(texts))
+
+    async def facts(self) -> ModelFacts:
+        return ModelFacts(model=MODEL, revision=REVISION)
 
     async def close(self) -> None:
         """Nothing is held."""

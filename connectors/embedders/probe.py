@@ -16,7 +16,7 @@ PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
 
 async def probe(embedder: Embedder) -> Vectors:
     """float32[dim]: the probe text's vector. Raises what `embed` does; WrongModel when it is zero."""
-    vectors = check_vectors(await embedder.embed([PROBE_TEXT]), 1, "the embedder")
+    vectors = check_vectors((await embedder.embed([PROBE_TEXT])).vectors, 1, "the embedder")
     vector: Vectors = vectors[0]
     if not np.any(vector):
         raise WrongModel("the embedder gives a zero vector for plain English", next_step="check the model's weights")

@@ -9,7 +9,6 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -29,21 +28,11 @@ from connectors.errors import (
     Unreachable,
     WrongModel,
 )
-from connectors.protocols import JSON, Vectors
+from connectors.protocols import JSON, Embedded, ModelFacts, Vectors
 
 _MAX_WAIT_S = 3600.0
 _MOST_BYTES_OF_A_VECTOR = 65_535 * 32  # the longest vector a version may declare, in JSON's longest numbers
 _MOST_BYTES_BESIDE = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class TeiInfo:
-    """What the endpoint says it serves; None where it does not say."""
-
-    model: str | None
-    revision: str | None
-    max_batch: int | None
-    max_input_tokens: int | None
 
 
 class TeiEmbedder:
@@ -83,27 +72,28 @@ class TeiEmbedder:
     def __repr__(self) -> str:
         return f"TeiEmbedder({self._where})"
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedded:
         """float32[n, dim] as the model gives them: normalising is the caller's, who knows the envelope.
 
         Raises what `Embedder` says; ContentRejected stands for the whole call, as TEI does not say which text.
         """
         refuse_blank(texts)
         if not texts:
-            return np.zeros((0, 0), np.float32)
+            return Embedded(np.zeros((0, 0), np.float32))
         body = orjson.dumps({"inputs": list(texts), "truncate": self._truncate, "normalize": False})
         reply = await self._request("POST", "/embed", body, vectors=len(texts))
-        return _vectors(reply, len(texts), self._where)
+        return Embedded(_vectors(reply, len(texts), self._where))
 
-    async def info(self) -> TeiInfo:
+    async def facts(self) -> ModelFacts:
         """GET /info. Raises as `embed` does."""
         reply = await self._request("GET", "/info")
         if not isinstance(reply, dict):
             raise WrongModel(f"{self._where} has no /info of TEI", next_step="check that the address is TEI's")
-        return TeiInfo(
+        return ModelFacts(
             model=_text(reply, "model_id"),
             revision=_text(reply, "model_sha"),
             max_batch=_number(reply, "max_client_batch_size"),
+            max_batch_tokens=_number(reply, "max_batch_tokens"),
             max_input_tokens=_number(reply, "max_input_length"),
         )
 

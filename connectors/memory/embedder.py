@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import numpy as np
 
 from connectors.embedders.base import check_vectors, refuse_blank
-from connectors.protocols import Vectors
+from connectors.protocols import Embedded, ModelFacts
 
 Fault = Callable[[int, Sequence[str]], Awaitable[None]]
 
@@ -36,6 +36,7 @@ class MemoryEmbedder:
         self.fault = fault
         self.calls: list[tuple[str, ...]] = []
         self.closed = False
+        self.model = ModelFacts()
         self._table = dict(table or {})
 
     @property
@@ -43,14 +44,18 @@ class MemoryEmbedder:
         """Every text of every call, in order."""
         return [text for call in self.calls for text in call]
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str]) -> Embedded:
         """float32[n, dim]. Raises RejectedTexts for blank texts, WrongModel for a table that does not fit."""
         self.calls.append(tuple(texts))
         if self.fault is not None:
             await self.fault(len(self.calls) - 1, texts)
         refuse_blank(texts)
         rows = [self._table[text] if text in self._table else self._hashed(text) for text in texts]
-        return check_vectors(np.array(rows, np.float32).reshape(len(texts), -1), len(texts), "the memory embedder")
+        vectors = np.array(rows, np.float32).reshape(len(texts), -1)
+        return Embedded(check_vectors(vectors, len(texts), "the memory embedder"))
+
+    async def facts(self) -> ModelFacts:
+        return self.model
 
     async def close(self) -> None:
         """Remembers that it was closed."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from connectors.protocols import Head
 from streams.documents import key_digest
-from streams.ordering import ABSENT, Expected, KeyIndex
+from streams.key_index import ABSENT, Expected, KeyIndex
 
 
 @dataclass(slots=True)

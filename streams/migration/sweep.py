@@ -13,9 +13,9 @@ from connectors.errors import IdentityChanged, Transient
 from connectors.protocols import Log, Record, Space
 from streams.documents import Delete, DocumentSchema, Put, parse
 from streams.identity import check_topic
+from streams.key_index import KeyIndex
 from streams.mend import records_at
 from streams.migration.compare import Comparison, Suspect, keys_in_two_partitions
-from streams.ordering import KeyIndex
 from streams.replay import plan_scan, scan_keys
 from streams.state import BuildState
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import orjson
 from pydantic import JsonValue
 
+from connectors.embedders.probe import probe_dimensions
 from connectors.errors import ConfigurationError, Refused
 from connectors.protocols import SpaceSpec
 from streams import config
@@ -199,13 +200,13 @@ async def _check_dimensions(desk: Desk, collection: str, name: str, version: con
     """The endpoint must give what the version declares, before a space of the wrong size exists."""
     embedder = desk.out.make_embedder(version.embedder, version.dimensions)
     try:
-        vectors = await embedder.embed(["crossfade asks for the length of a vector"])
+        dimensions = await probe_dimensions(embedder)
     finally:
         await embedder.close()
-    if vectors.shape[1] != version.dimensions:
+    if dimensions != version.dimensions:
         raise ConfigurationError(
-            f"{collection}/{name} declares {version.dimensions} dimensions, its endpoint gives {vectors.shape[1]}",
-            next_step=f"set dimensions: {vectors.shape[1]} in the configuration, or correct the endpoint",
+            f"{collection}/{name} declares {version.dimensions} dimensions, its endpoint gives {dimensions}",
+            next_step=f"set dimensions: {dimensions} in the configuration, or correct the endpoint",
         )
 
 

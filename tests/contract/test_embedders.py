@@ -64,7 +64,7 @@ class TeiServer:
             return 422, {"error": "empty", "error_type": "Validation"}
         if any(len(text) > 10_000 for text in texts) and not request["truncate"]:
             return 413, {"error": texts[0], "error_type": "Validation"}
-        return 200, (await self._model.embed(texts)).tolist()
+        return 200, (await self._model.embed(texts)).vectors.tolist()
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ TEXTS = ["the wing", "a propeller slipstream", "the wing", "ünïcode – 漢字
 
 
 async def test_one_float32_row_a_text_in_order(embedder: Embedder) -> None:
-    vectors = await embedder.embed(TEXTS)
+    vectors = (await embedder.embed(TEXTS)).vectors
     assert vectors.shape == (len(TEXTS), DIMENSIONS)
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
@@ -103,23 +103,23 @@ async def test_one_float32_row_a_text_in_order(embedder: Embedder) -> None:
 
 
 async def test_a_text_has_the_same_vector_alone_again_and_in_any_batch(embedder: Embedder) -> None:
-    together = await embedder.embed(TEXTS)
-    backwards = await embedder.embed(TEXTS[::-1])
+    together = (await embedder.embed(TEXTS)).vectors
+    backwards = (await embedder.embed(TEXTS[::-1])).vectors
     for index, text in enumerate(TEXTS):
-        assert ((await embedder.embed([text]))[0] == together[index]).all()
+        assert ((await embedder.embed([text])).vectors[0] == together[index]).all()
     assert (backwards[::-1] == together).all()
 
 
 async def test_a_full_batch_is_taken(embedder: Embedder) -> None:
     count = min(embedder.max_batch, 200)
-    assert (await embedder.embed([f"text {n}" for n in range(count)])).shape == (count, DIMENSIONS)
+    assert (await embedder.embed([f"text {n}" for n in range(count)])).vectors.shape == (count, DIMENSIONS)
 
 
 async def test_calls_may_overlap(embedder: Embedder) -> None:
     batches = [[f"batch {n}", f"of {n}"] for n in range(8)]
     results = await asyncio.gather(*(embedder.embed(batch) for batch in batches))
     for batch, result in zip(batches, results, strict=True):
-        assert (result == await embedder.embed(batch)).all()
+        assert (result.vectors == (await embedder.embed(batch)).vectors).all()
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t"])
@@ -127,17 +127,17 @@ async def test_blank_texts_are_rejected_by_index(embedder: Embedder, blank: str)
     with pytest.raises(RejectedTexts) as caught:
         await embedder.embed(["good", blank, "good", blank])
     assert caught.value.indexes == (1, 3)
-    assert (await embedder.embed(["good"])).shape == (1, DIMENSIONS)
+    assert (await embedder.embed(["good"])).vectors.shape == (1, DIMENSIONS)
 
 
 async def test_the_probe_tells_the_dimensions(embedder: Embedder) -> None:
     assert await probe_dimensions(embedder) == DIMENSIONS
-    assert (await probe(embedder) == (await embedder.embed([PROBE_TEXT]))[0]).all()
+    assert (await probe(embedder) == (await embedder.embed([PROBE_TEXT])).vectors[0]).all()
 
 
 async def test_tei_says_what_it_serves(tei_server: tuple[TeiServer, str]) -> None:
     embedder = TeiEmbedder(tei_server[1], api_key=API_KEY)
-    info = await embedder.info()
+    info = await embedder.facts()
     assert (info.model, info.revision, info.max_batch, info.max_input_tokens) == ("m", "r", MAX_BATCH, 512)
     await embedder.close()
 
@@ -157,7 +157,7 @@ async def test_tei_truncates_only_when_told_to(tei_server: tuple[TeiServer, str]
         await strict.embed([long])
     assert "secret" not in str(caught.value)
     cutting = TeiEmbedder(tei_server[1], api_key=API_KEY, truncate=True)
-    assert (await cutting.embed([long])).shape == (1, DIMENSIONS)
+    assert (await cutting.embed([long])).vectors.shape == (1, DIMENSIONS)
     await strict.close()
     await cutting.close()
 

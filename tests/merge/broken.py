@@ -15,8 +15,9 @@ from unittest.mock import patch
 from connectors.protocols import Commit, Head
 from streams import build_runner, embed_agent, live, ordering
 from streams.embed_agent import EmbedAgent
+from streams.key_index import ABSENT, Expected, KeyIndex
 from streams.live import LiveCommit, LiveLane
-from streams.ordering import ABSENT, Action, Admitted, Event, Expected, KeyIndex, Outcome, PartitionLedger, Seen
+from streams.ordering import Action, Admitted, Event, Outcome, PartitionLedger, Seen
 from streams.replay import ReplayLane
 from streams.space_writer import SpaceWriter
 from streams.state import TopicNames

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from connectors.memory.store import Effect
 from streams.documents import Put, key_digest
 from streams.embed_agent import EmbedAgent, Limits
+from streams.key_index import Expected
 from streams.mend import Mender
-from streams.ordering import Event, Expected, Lane, PartitionLedger
+from streams.ordering import Event, Lane, PartitionLedger
 from tests.merge import virtual_time
 from tests.merge.world import NAMES, REFUSED_BY_MODEL, TOPIC, World
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from connectors.protocols import Head
 from streams.documents import key_digest
+from streams.key_index import KeyIndex, KeyIndexBuilder
 from streams.migration.compare import Comparison, keys_in_two_partitions
-from streams.ordering import KeyIndex, KeyIndexBuilder
 
 
 def index_of(entries: dict[str, tuple[int, bool]]) -> KeyIndex:

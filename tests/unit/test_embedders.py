@@ -39,7 +39,7 @@ Options = Mapping[str, tuple[int, int] | bool | int | None]
 
 
 def embed(texts: Sequence[str], dimensions: int = 64, options: Options = {}) -> Vectors:  # noqa: B006  # never changed
-    return asyncio.run(HashingEmbedder(dimensions, **options).embed(texts))  # type: ignore[arg-type]
+    return asyncio.run(HashingEmbedder(dimensions, **options).embed(texts)).vectors  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ async def test_tei_sends_what_it_should() -> None:
         return httpx.Response(200, json=[[1, 2.5]])
 
     embedder = TeiEmbedder("http://tei.test/base/", api_key="key", truncate=True, transport=httpx.MockTransport(answer))
-    assert (await embedder.embed(["text"])).tolist() == [[1.0, 2.5]]
+    assert (await embedder.embed(["text"])).vectors.tolist() == [[1.0, 2.5]]
     assert str(seen[0].url) == "http://tei.test/base/embed"
     assert seen[0].headers["authorization"] == "Bearer key"
     assert json.loads(seen[0].content) == {"inputs": ["text"], "truncate": True, "normalize": False}
@@ -297,10 +297,10 @@ async def test_memory_has_a_table_faults_and_a_record_of_calls() -> None:
             raise Unreachable("away")
 
     embedder = MemoryEmbedder(2, table={"a": [3.0, 4.0]}, fault=fault)
-    assert (await embedder.embed(["a"])).tolist() == [[3.0, 4.0]]
+    assert (await embedder.embed(["a"])).vectors.tolist() == [[3.0, 4.0]]
     with pytest.raises(Unreachable):
         await embedder.embed(["b"])
-    vectors = await embedder.embed(["b", "c"])
+    vectors = (await embedder.embed(["b", "c"])).vectors
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0)
     assert embedder.calls == [("a",), ("b",), ("b", "c")]
     assert embedder.embedded == ["a", "b", "b", "c"]

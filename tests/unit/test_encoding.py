@@ -60,7 +60,7 @@ async def test_vectors_of_length_one_keep_their_bits() -> None:
     hashing = HashingEmbedder(64)
     envelope = replace(ENVELOPE, dimensions=64, document_prefix="")
     texts = ["the wing", "a propeller", "in a slipstream"]
-    assert (await Encoder(envelope, hashing).encode_documents(texts) == await hashing.embed(texts)).all()
+    assert (await Encoder(envelope, hashing).encode_documents(texts) == (await hashing.embed(texts)).vectors).all()
 
 
 async def test_other_dimensions_are_the_wrong_model() -> None:
@@ -169,7 +169,7 @@ async def test_the_factory_makes_what_the_configuration_names() -> None:
     version = config.Version(embedder=config.HashingEmbedder(word_ngrams=None, seed=3), dimensions=16)
     collection = config.Collection(name="docs", topic="t", text=config.Text(fields=["text"]), alias="Docs")
     encoder = make_encoder(collection, version)
-    expected = await HashingEmbedder(16, word_ngrams=None, seed=3).embed(["the wing"])
+    expected = (await HashingEmbedder(16, word_ngrams=None, seed=3).embed(["the wing"])).vectors
     assert (await encoder.encode_documents(["the wing"]) == expected).all()
     assert encoder.envelope == config.envelope_of(collection, version)
     tei = config.TeiEmbedder.model_validate({"url": "http://h/", "model": "m", "api_key": "secret", "max_batch": 5})

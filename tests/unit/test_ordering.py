@@ -11,16 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.protocols import Head, Record
-from streams import ordering
 from streams.documents import Delete, Put, key_digest
+from streams.key_index import ABSENT, Expected, KeyIndex, KeyIndexBuilder
 from streams.ordering import (
     Action,
     Doubt,
     Event,
-    Expected,
     Finding,
-    KeyIndex,
-    KeyIndexBuilder,
     Lane,
     Lease,
     Outcome,
@@ -441,7 +438,7 @@ def test_the_lease_counts_from_when_the_commit_was_sent() -> None:
 
 def test_digests_are_128_bits() -> None:
     assert len(key_digest(b"k")) == 16
-    assert ordering.ABSENT < 0
+    assert ABSENT < 0
 
 
 def test_what_gave_way_to_a_refused_event_stands_after_all() -> None:

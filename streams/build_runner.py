@@ -229,6 +229,9 @@ class _Run:
 
     # what comes and goes with partitions: see streams.live.Partitions
 
+    def known(self, partition: int) -> bool:
+        return self._last_report(partition) is not None
+
     async def gained(self, ledger: PartitionLedger) -> None:
         runner, state = self._runner, self._state()
         tasks = self._tasks.setdefault(ledger, [])
@@ -320,7 +323,10 @@ class _Run:
             await asyncio.sleep(CHECK_EVERY_S)
             with contextlib.suppress(Transient):
                 state = self._state()
-                check_topic(state, await self._runner._kafka.facts(state.topic))
+                facts = await self._runner._kafka.facts(state.topic)
+                check_topic(state, facts)
+                for ledger in self._agent.ledgers.values():
+                    ledger.following.retention_ms = facts.delete_retention_ms
                 check_space(state, await self._runner._store.description(state.space))
 
     async def _report(self) -> None:
@@ -329,6 +335,7 @@ class _Run:
             await asyncio.sleep(REPORT_EVERY_S)
             try:
                 before = {ledger: ledger.live.committable for ledger in self._agent.ledgers.values()}
+                asked_ms = self._build.wall_ms()
                 bounds = await self._runner._kafka.bounds(self._state().topic)
                 for ledger, position in before.items():
                     if not ledger.active:
@@ -336,11 +343,22 @@ class _Run:
                     # the lane has read on meanwhile, also past that end: only where it was before must lie within it
                     bound, now = bounds[ledger.partition], ledger.live.committable
                     check_position(self._state(), ledger.partition, min(now, max(position, bound.stable)), bound)
+                    self._follow(ledger, bound.stable, asked_ms)
                     record = self._record(ledger, max(0, bound.stable - now))
                     key = f"{self._state().key}/{ledger.partition}"
                     await self._runner._sink.send(self._runner._topics.progress, key.encode(), record.to_bytes())
             except Transient as error:
                 log.info("%s: progress was not published: %s", self._build.name, error.message)
+
+    def _follow(self, ledger: PartitionLedger, end: int, seen_ms: int) -> None:
+        """Rule 8: a lane that comes later than tombstones are kept sweeps itself once it has caught up."""
+        if ledger.following.observe(end, seen_ms, ledger.live.position, self._build.wall_ms()):
+            log.warning(
+                "%s: partition %d was not followed for longer than delete.retention.ms, and is swept",
+                self._build.name,
+                ledger.partition,
+            )
+            ledger.sweep_due = True
 
     def _record(self, ledger: PartitionLedger, lag: int) -> ProgressRecord:
         state, counters = self._state(), self._build.counters[ledger.partition]

@@ -18,7 +18,7 @@ from connectors.protocols import Commit, GroupReader, Log, Record
 from streams.documents import key_digest
 from streams.embed_agent import Batch, Build, EmbedAgent
 from streams.identity import check_position, check_topic
-from streams.ordering import Lane, PartitionLedger, Takeover
+from streams.ordering import Following, Lane, PartitionLedger, Takeover
 from streams.state import BuildState
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class LiveCommit:
     """Metadata of a live commit. `clean`: the owner left with nothing in flight and nothing in doubt.
 
     `doubts`: events below this commit may still change, or were never swept (rules 8 and 11). `at_ms`: until when the
-    lane was following the log; a lane on hold is not.
+    lane had read all that the log held (see ordering.Following).
     """
 
     epoch: int
@@ -51,11 +51,18 @@ class LiveCommit:
             raw = orjson.loads(metadata)
             return cls(int(raw["epoch"]), bool(raw["clean"]), bool(raw["doubts"]), int(raw["at"]))
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            return cls(0, False, True, 0)
+            return LONG_AGO
+
+
+LONG_AGO = LiveCommit(0, clean=False, doubts=True, at_ms=0)
 
 
 class Partitions(Protocol):
     """What else must happen when partitions come and go: the replay lane and the mender of each."""
+
+    def known(self, partition: int) -> bool:
+        """Whether a worker has ever reported on this partition of this build."""
+        ...
 
     async def gained(self, ledger: PartitionLedger) -> None: ...
 
@@ -88,8 +95,6 @@ class LiveLane:
         self._deliver = deliver
         self._partitions = partitions
         self._held: set[int] = set()
-        self._following_ms = build.wall_ms()
-        self._delete_retention_ms = 0
         self._committed_at_s = float("-inf")
         self._delivered: dict[int, int] = {}
         self.ledgers = agent.ledgers
@@ -114,12 +119,6 @@ class LiveLane:
         A partition gained meanwhile is held too, and those held before it are not forgotten.
         """
         hold = self._state().paused == "all" or not self._agent.has_room(Lane.LIVE)
-        now_ms = self._build.wall_ms()
-        if not hold:
-            if now_ms - self._following_ms > self._delete_retention_ms:  # rule 8: tombstones may be gone by now
-                for ledger in self.ledgers.values():
-                    ledger.sweep_due = True
-            self._following_ms = now_ms
         if hold:
             if fresh := self.ledgers.keys() - self._held:
                 self._reader.pause(sorted(fresh))
@@ -174,7 +173,7 @@ class LiveLane:
         self._committed_at_s = loop.time()
 
     def _commit_of(self, ledger: PartitionLedger, *, clean: bool) -> Commit:
-        metadata = LiveCommit(self._build.epoch, clean, ledger.in_doubt, self._following_ms)
+        metadata = LiveCommit(self._build.epoch, clean, ledger.in_doubt, ledger.following.at_ms)
         return Commit(ledger.live.committable, metadata.to_metadata())
 
     # the group's callbacks
@@ -185,22 +184,25 @@ class LiveLane:
         facts = await self._kafka.facts(state.topic)
         check_topic(state, facts)
         bounds = await self._kafka.bounds(state.topic)
-        self._delete_retention_ms = facts.delete_retention_ms
         limits = self._build.limits
         starts: dict[int, int] = {}
         for partition, commit in committed.items():
             position = commit.offset if commit is not None else state.start[partition]  # rule 2
             check_position(state, partition, position, bounds[partition])
-            ledger = PartitionLedger(partition, live_position=position, replaying=partition not in state.replayed)
-            if commit is not None:
-                last = LiveCommit.from_metadata(commit.metadata)
+            last = self._left_by(partition, commit)
+            ledger = PartitionLedger(
+                partition,
+                live_position=position,
+                replaying=partition not in state.replayed,
+                following=Following(last.at_ms if last else self._build.wall_ms(), facts.delete_retention_ms),
+            )
+            if last is not None:
                 if not last.clean:
                     ledger.takeover = Takeover(
                         loop.time() + limits.settle_s, bounds[partition].stable, limits.reach, limits.reach
                     )
-                away_ms = self._build.wall_ms() - last.at_ms
                 ledger.recheck_replay = limits.reach
-                ledger.sweep_due = last.doubts or away_ms > facts.delete_retention_ms  # rules 11 and 8
+                ledger.sweep_due = last.doubts  # which keys, the former owner knew alone
             self.ledgers[partition] = ledger
             self._delivered[partition] = -1
             starts[partition] = position
@@ -208,6 +210,15 @@ class LiveLane:
         self._committed_at_s = float("-inf")  # commit at once: it is the first proof of membership
         log.info("%s owns partitions %s", self._build.name, sorted(self.ledgers))
         return starts
+
+    def _left_by(self, partition: int, commit: Commit | None) -> LiveCommit | None:
+        """What the former owner said; None where there was none.
+
+        A group without members loses its commits in time. What was written then is still there.
+        """
+        if commit is not None:
+            return LiveCommit.from_metadata(commit.metadata)
+        return LONG_AGO if self._partitions.known(partition) else None
 
     async def revoked(self, partitions: Sequence[int]) -> Mapping[int, Commit]:
         ledgers = self._drop(partitions)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from connectors.errors import Transient
-from connectors.protocols import Log, Record
+from connectors.protocols import Log, RangeBatch, Record
 from streams import documents
 from streams.documents import Delete, Put, Rejected
 from streams.embed_agent import Build, EmbedAgent
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOOK_EVERY_S = 0.5
+LOOK_AGAIN_S = 5.0  # at a key whose newer record live has still to bring: each look reads the log
 READ_BACK = 256
 SAME_READ = 2000  # offsets nearer than this are fetched by one read of the log
 
@@ -90,22 +91,38 @@ class Mender:
     async def _put_right(self, ledger: PartitionLedger, overwritten: dict[bytes, tuple[Doubt, Expected]]) -> None:
         wanted = [expected.offset for _, expected in overwritten.values()]
         records = await records_at(self._kafka, self._build.topic, ledger.partition, wanted)
+        gone = {d: e.offset for d, (_, e) in overwritten.items() if e.offset not in records and not e.deleted}
+        newest = await self._newest_since(ledger.partition, gone) if gone else {}
         mend: list[tuple[Record, Put | Delete]] = []
         for digest, (doubt, expected) in overwritten.items():
             if doubt.expected != expected or digest in ledger.busy or not ledger.active:
                 continue  # an event came while we read: what it wrote decides
             record = records.get(expected.offset)
-            if record is None and expected.deleted:  # the tombstone itself was compacted away
+            deleted = expected.deleted or (digest in gone and digest not in newest)
+            if record is None and deleted:  # the tombstone itself was compacted away
                 record = Record(ledger.partition, expected.offset, self._build.wall_ms(), doubt.doc_id.encode(), None)
             change = documents.parse(record.key, record.value, self._build.schema) if record is not None else None
             if record is not None and isinstance(change, Put | Delete):
                 mend.append((record, change))
-            elif record is not None or doubt.held_at > expected.offset:
+            elif record is not None or ledger.live.is_resolved(newest[digest]):
                 ledger.doubts.pop(digest, None)  # held: its newest record is in the dead letters
-            # else a newer record has replaced it, and live brings that
+            else:
+                # live brings the record that replaced it, unless that is a delete which the log forgets before
+                doubt.not_before_s = asyncio.get_running_loop().time() + LOOK_AGAIN_S
         if mend:
             log.warning("%s: mends %d documents of partition %d", self._build.name, len(mend), ledger.partition)
             self._agent.mend(ledger, mend)
+
+    async def _newest_since(self, partition: int, offsets: Mapping[bytes, int]) -> dict[bytes, int]:
+        """The newest offset of these keys at or after theirs; absent when the log holds none."""
+        newest: dict[bytes, int] = {}
+
+        def note(batch: RangeBatch, digests: list[bytes]) -> None:
+            newest.update((d, r.offset) for d, r in zip(digests, batch.records, strict=True) if d in offsets)
+
+        end = (await self._kafka.bounds(self._build.topic))[partition].stable
+        await scan_keys(self._kafka, self._build.topic, partition, min(offsets.values()), end, note)
+        return newest
 
     async def redrive(self, ledger: PartitionLedger, offsets: Sequence[int]) -> None:
         """Apply the partition's dead letters again, each at its own offset, unless its key has a newer record.

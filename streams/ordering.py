@@ -89,6 +89,9 @@ class Watermark:
     def resolve(self, offset: int) -> None:
         self._resolved.add(offset)
 
+    def is_resolved(self, offset: int) -> bool:
+        return offset < self.committable or offset in self._resolved
+
     @property
     def committable(self) -> int:
         """The first offset that is not resolved: what may be committed as the next to read."""
@@ -210,9 +213,12 @@ class PartitionLedger:
     last acknowledged live commit says of `in_doubt`, None before the first.
     """
 
-    def __init__(self, partition: int, *, live_position: int, replaying: bool) -> None:
+    def __init__(
+        self, partition: int, *, live_position: int, replaying: bool, following: Following | None = None
+    ) -> None:
         self.partition = partition
         self.live = Watermark(live_position)
+        self.following = following or Following(0, retention_ms=2**62)
         self.replay: Watermark | None = None
         self.seen: Seen | None = Seen() if replaying else None
         self.busy: dict[bytes, Event | None] = {}
@@ -391,12 +397,46 @@ class PartitionLedger:
 
     @property
     def unsettled(self) -> bool:
-        """Something may still land that is not current: the space cannot cut over."""
-        if self.in_doubt:
+        """Something may still land that is not current, or was missed: the space cannot cut over."""
+        if self.in_doubt or self.following.late:
             return True
         if self.takeover is None:
             return False
         return self.takeover.pending(self.live.position, replaying=self.seen is not None)
+
+
+# rule 8: what a lane that was away may have missed
+
+FOLLOWED_WITHIN_MS = 10_000  # a lane at work looks at the log's end each second; below this no absence can be told
+
+
+@dataclass(slots=True)
+class Following:
+    """Until when a lane has read all that the log held: deletes whose tombstones went before that were seen.
+
+    `at_ms`: that time, wall clock. `retention_ms`: how long the log keeps a tombstone at least. `late`: the lane came
+    later than that, paused, cut off, moved or slow; what it passed unseen, only a sweep can tell once it has caught up.
+    """
+
+    at_ms: int
+    retention_ms: int
+    late: bool = False
+    _mark: tuple[int, int] | None = None
+
+    def observe(self, end: int, seen_ms: int, position: int, now_ms: int) -> bool:
+        """The log ended at `end` at `seen_ms`; the lane has read up to `position` by now. True: a sweep is due."""
+        if self._mark is None:
+            self._mark = (end, seen_ms)
+        if now_ms - self.at_ms > max(self.retention_ms, FOLLOWED_WITHIN_MS):
+            self.late = True
+        if position < self._mark[0]:
+            return False
+        self.at_ms, self._mark = self._mark[1], None
+        caught_up_late, self.late = self.late, False
+        return caught_up_late
+
+
+# rule 11: what a former owner may have in flight
 
 
 @dataclass(slots=True)

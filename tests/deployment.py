@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ class Deployment:
         return await asyncio.to_thread(process.wait, 60)
 
     def logs(self) -> str:
-        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("worker-*.log")))
+        return "\n".join(path.read_text(errors="replace") for path in self._logs())
 
     # what may be waited for: conditions, never time
 
@@ -145,8 +146,24 @@ class Deployment:
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 120) -> None:
         """A condition over progress records, looked at whenever one arrives."""
-        async with asyncio.timeout(timeout_s):
-            await self.progress.wait_for(lambda _: condition())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.progress.wait_for(lambda _: condition())
+        except TimeoutError:
+            raise AssertionError(f"not within {timeout_s:g} s; {self._as_it_stands()}") from None
+
+    def _as_it_stands(self) -> str:
+        """For a failing test: what every partition reports, and the last that each worker said."""
+        now_ms = time.time_ns() // 1_000_000
+        reports = [
+            f"{key}: {r.status} {r.reason!r}, unsettled {r.unsettled}, lag {r.live_lag}, {now_ms - r.updated_at} ms old"
+            for key, r in sorted(self.progress.records.items())
+        ]
+        said = [f"{w.name}: {line}" for w in self._logs() for line in w.read_text(errors="replace").splitlines()[-25:]]
+        return "\n".join(["as it stands:", *reports, *said])
+
+    def _logs(self) -> list[Path]:
+        return sorted(self.folder.glob("worker-*.log"))
 
     async def until_live(self, version: str, timeout_s: float = 240) -> None:
         """The version's live lane has committed the log's end of now."""

@@ -306,6 +306,68 @@ def test_a_long_pause_counts_also_when_another_worker_ends_it() -> None:
     play(story)
 
 
+def test_a_delete_whose_tombstone_went_before_a_slow_lane_came_to_it_is_mended() -> None:
+    """It was never away, only behind; it catches up after the log has forgotten the delete."""
+
+    async def story(world: World) -> None:
+        put(world, "gone", "x")
+        await ready(world)
+        world.weather.latency_s = 1.0
+        for n in range(100):
+            put(world, f"k{n}", "x")
+        tombstone = world.produce("gone", None).offset
+        await asyncio.sleep(75.0)
+        position = world.progress["docs/v1/0"].live_position
+        assert 20 < position < tombstone - 10, "the lane is at work, and not there yet"
+        world.compact(keep_last=0, expire_tombstones=True)
+        world.weather.latency_s = 0.01
+
+    play(story, limits=Limits(batch=1, window=4, read_records=1, write_deadline_s=2.0, settle_s=4.0))
+
+
+def test_a_group_whose_commits_have_expired_is_no_new_one() -> None:
+    """A group without members loses its commits in time; what was written and deleted since S is not known again."""
+
+    async def story(world: World) -> None:
+        await ready(world)
+        put(world, "gone", "x")
+        await world.until_settled()
+        await world.stop_worker("a")
+        world.produce("gone", None)
+        await asyncio.sleep(8 * 86_400.0)
+        world.kafka.group(TOPIC, world.live_group).commits.clear()
+        world.compact(keep_last=0, expire_tombstones=True)
+        world.start_worker("b")
+
+    play(story)
+
+
+def test_a_doubtful_key_that_was_deleted_and_forgotten_does_not_stay_in_doubt() -> None:
+    """Its record has gone before it was read back; the delete that live was to bring has gone before live went on.
+
+    A sweep sees nothing of it: neither the log nor the space holds the key, since an old delete landed late.
+    """
+
+    async def story(world: World) -> None:
+        put(world, "k", "first")
+        await ready(world)
+        Fates(world, "a", {1: "late"})
+        world.workers["a"].network.land_after_s = 3.0
+        world.produce("k", None)
+        await asyncio.sleep(1.5)
+        put(world, "k", "second")
+        await asyncio.sleep(0.9)
+        world.state = world.state.model_copy(update={"paused": "all"})
+        await asyncio.sleep(0.5)
+        world.produce("k", None)
+        world.compact(keep_last=0)
+        await _a_long_time(world)
+        world.compact(keep_last=0, expire_tombstones=True)
+        world.state = world.state.model_copy(update={"paused": None})
+
+    play(story)
+
+
 async def _a_long_time(world: World) -> None:
     """Longer than tombstones are kept; here that is a minute, since a waiting worker does cost something."""
     await asyncio.sleep(90.0)

@@ -10,7 +10,7 @@ import time
 
 from tests.merge import pool, scenario
 
-SEEDS = int(os.environ.get("CROSSFADE_SEEDS", "8000"))
+SEEDS = int(os.environ.get("CROSSFADE_SEEDS", "10000"))
 SOAK_MINUTES = float(os.environ.get("CROSSFADE_SOAK_MINUTES", "0"))
 FAR = 10**6
 

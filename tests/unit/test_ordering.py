@@ -18,6 +18,7 @@ from streams.ordering import (
     Doubt,
     Event,
     Finding,
+    Following,
     Lane,
     Lease,
     Outcome,
@@ -380,6 +381,35 @@ def test_nothing_is_written_before_the_group_knows_of_every_doubt() -> None:
     ledger.sweep_due = True
     assert not ledger.may_write
     assert ledger.unsettled
+
+
+def test_a_lane_that_follows_needs_no_sweep() -> None:
+    following = Following(at_ms=0, retention_ms=60_000)
+    for now in range(1_000, 500_000, 1_000):
+        assert not following.observe(end=now, seen_ms=now - 100, position=now - 500, now_ms=now)
+        assert not following.late
+    assert following.at_ms > 490_000
+
+
+def test_a_lane_that_was_away_is_late_until_it_has_caught_up() -> None:
+    following = Following(at_ms=0, retention_ms=60_000)
+    assert not following.observe(end=100, seen_ms=59_000, position=10, now_ms=60_001)
+    assert following.late
+    assert not following.observe(end=900, seen_ms=62_000, position=99, now_ms=62_000), "not yet at the first end seen"
+    assert following.observe(end=999, seen_ms=63_000, position=100, now_ms=63_000)
+    assert (following.at_ms, following.late) == (59_000, False)
+
+
+def test_reading_all_the_time_is_not_following() -> None:
+    """A lane that is always at work but further behind than tombstones are kept: every catch-up is late."""
+    following = Following(at_ms=0, retention_ms=60_000)
+    due = [following.observe(now, now, max(0, now - 70_000), now) for now in range(0, 400_000, 1_000)]
+    assert sum(due) >= 4
+
+
+def test_a_short_retention_does_not_make_every_look_late() -> None:
+    following = Following(at_ms=0, retention_ms=0)
+    assert not any(following.observe(now, now - 50, now, now) for now in range(1_000, 60_000, 1_000))
 
 
 def test_a_takeover_doubts_what_a_former_owner_may_have_had_in_flight() -> None:

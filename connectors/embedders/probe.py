@@ -1,6 +1,6 @@
-"""A fixed, harmless text put through an embedder: how long are its vectors, and does it work at all?
+"""Fixed, harmless texts put through an embedder: how long are its vectors, does it work at all, is it still the same?
 
-It must never change: a stored probe vector is compared with a new one to tell that a model was swapped.
+They must never change: their stored vectors are compared with new ones to tell that a model was swapped.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from connectors.errors import WrongModel
 from connectors.protocols import Embedder, Vectors
 
 PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
+PROBE_TEXTS = (
+    PROBE_TEXT,
+    "Wie komme ich vom Bahnhof zum Museum?",
+    "def total(prices): return sum(prices)",
+    "今日は天気がいいですね。",
+)
 
 
 async def probe(embedder: Embedder) -> Vectors:
-    """float32[dim]: the probe text's vector. Raises what `embed` does; WrongModel when it is zero."""
-    vectors = check_vectors((await embedder.embed([PROBE_TEXT])).vectors, 1, "the embedder")
-    vector: Vectors = vectors[0]
-    if not np.any(vector):
-        raise WrongModel("the embedder gives a zero vector for plain English", next_step="check the model's weights")
-    return vector
-
-
-async def probe_dimensions(embedder: Embedder) -> int:
-    """How many dimensions this embedder's vectors have. Raises what `probe` does."""
-    return len(await probe(embedder))
+    """float32[len(PROBE_TEXTS), dim]. Raises what `embed` does; WrongModel when a vector is zero."""
+    size = max(1, embedder.max_batch)
+    parts = [
+        check_vectors((await embedder.embed(some)).vectors, len(some), "the embedder")
+        for some in (PROBE_TEXTS[at : at + size] for at in range(0, len(PROBE_TEXTS), size))
+    ]
+    if len({part.shape[1] for part in parts}) > 1:
+        raise WrongModel("the embedder gives vectors of several lengths", next_step="check that one model is behind it")
+    vectors: Vectors = np.concatenate(parts)
+    if not vectors.any(axis=1).all():
+        raise WrongModel("the embedder gives a zero vector for a plain text", next_step="check the model's weights")
+    return vectors

@@ -1,9 +1,8 @@
-"""One suite over every embedder: what the `Embedder` Protocol promises, TEI's over real HTTP on loopback."""
+"""One suite over every embedder: what the `Embedder` Protocol promises, those of HTTP over real HTTP on loopback."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
@@ -11,78 +10,42 @@ import pytest
 
 from connectors.embedders.base import RejectedTexts
 from connectors.embedders.hashing import HashingEmbedder
-from connectors.embedders.probe import PROBE_TEXT, probe, probe_dimensions
+from connectors.embedders.openai import OpenAIEmbedder
+from connectors.embedders.probe import PROBE_TEXTS, probe
 from connectors.embedders.tei import TeiEmbedder
 from connectors.errors import AccessDenied, ContentRejected, Transient, Unreachable
 from connectors.memory.embedder import MemoryEmbedder
-from connectors.protocols import Embedder
-
-DIMENSIONS = 16
-MAX_BATCH = 8
-API_KEY = "test-key"
-
-
-class TeiServer:
-    """As much of TEI as a client can tell apart: /embed and /info, its limits, its key, its statuses."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.hold: asyncio.Event | None = None
-        self._model = MemoryEmbedder(DIMENSIONS)
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while line := await reader.readline():
-                headers: dict[str, str] = {}
-                while (header := await reader.readline()) not in (b"\r\n", b""):
-                    name, _, value = header.decode().partition(":")
-                    headers[name.lower()] = value.strip()
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                if self.hold is not None:
-                    await self.hold.wait()
-                status, reply = await self._answer(line.split()[1].decode(), headers, body)
-                raw = json.dumps(reply).encode()
-                head = f"HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
-                writer.write(head.encode() + raw)
-                await writer.drain()
-        except ConnectionError:  # a client that gave up
-            return
-        finally:
-            writer.close()
-
-    async def _answer(self, path: str, headers: dict[str, str], body: bytes) -> tuple[int, object]:
-        self.requests += 1
-        if headers.get("authorization") != f"Bearer {API_KEY}":
-            return 401, {"error": "key"}
-        if path == "/info":
-            return 200, {"model_id": "m", "model_sha": "r", "max_client_batch_size": MAX_BATCH, "max_input_length": 512}
-        request = json.loads(body)
-        texts: list[str] = request["inputs"]
-        if len(texts) > MAX_BATCH:
-            return 413, {"error": "batch", "error_type": "Validation"}
-        if any(not text for text in texts):
-            return 422, {"error": "empty", "error_type": "Validation"}
-        if any(len(text) > 10_000 for text in texts) and not request["truncate"]:
-            return 413, {"error": texts[0], "error_type": "Validation"}
-        return 200, (await self._model.embed(texts)).vectors.tolist()
+from connectors.protocols import Embedder, ModelFacts
+from tests.contract.embedding_servers import API_KEY, DIMENSIONS, MAX_BATCH, OpenAIServer, TeiServer, serving
 
 
 @pytest.fixture
 async def tei_server() -> AsyncIterator[tuple[TeiServer, str]]:
     behaviour = TeiServer()
-    server = await asyncio.start_server(behaviour, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    yield behaviour, f"http://127.0.0.1:{port}"
-    server.close()
-    await server.wait_closed()
+    async with serving(behaviour) as url:
+        yield behaviour, url
 
 
-@pytest.fixture(params=["hashing", "memory", "tei"])
-async def embedder(request: pytest.FixtureRequest, tei_server: tuple[TeiServer, str]) -> AsyncIterator[Embedder]:
+@pytest.fixture
+async def openai_url() -> AsyncIterator[str]:
+    async with serving(OpenAIServer()) as url:
+        yield f"{url}/v1"
+
+
+@pytest.fixture(params=["hashing", "memory", "tei", "plain", "openai", "openai-base64"])
+async def embedder(
+    request: pytest.FixtureRequest, tei_server: tuple[TeiServer, str], openai_url: str
+) -> AsyncIterator[Embedder]:
+    tei_url = tei_server[1]
     make: dict[str, Callable[[], Embedder]] = {
         "hashing": lambda: HashingEmbedder(DIMENSIONS),
         "memory": lambda: MemoryEmbedder(DIMENSIONS, max_batch=MAX_BATCH),
-        "tei": lambda: TeiEmbedder(tei_server[1], api_key=API_KEY, max_batch=MAX_BATCH, timeout_s=10),
+        "tei": lambda: TeiEmbedder(tei_url, api_key=API_KEY, max_batch=MAX_BATCH),
+        "plain": lambda: TeiEmbedder(f"{tei_url}/plain", path="/vectors", api_key=API_KEY, max_batch=MAX_BATCH),
+        "openai": lambda: OpenAIEmbedder(openai_url, model="m", api_key=API_KEY, max_batch=MAX_BATCH),
+        "openai-base64": lambda: OpenAIEmbedder(
+            openai_url, model="m", api_key=API_KEY, max_batch=MAX_BATCH, encoding="base64"
+        ),
     }
     made = make[request.param]()
     yield made
@@ -130,16 +93,33 @@ async def test_blank_texts_are_rejected_by_index(embedder: Embedder, blank: str)
     assert (await embedder.embed(["good"])).vectors.shape == (1, DIMENSIONS)
 
 
-async def test_the_probe_tells_the_dimensions(embedder: Embedder) -> None:
-    assert await probe_dimensions(embedder) == DIMENSIONS
-    assert (await probe(embedder) == (await embedder.embed([PROBE_TEXT])).vectors[0]).all()
+async def test_the_probe_is_what_its_texts_give(embedder: Embedder) -> None:
+    vectors = await probe(embedder)
+    assert vectors.shape == (len(PROBE_TEXTS), DIMENSIONS)
+    assert (vectors == (await embedder.embed(PROBE_TEXTS)).vectors).all()
 
 
-async def test_tei_says_what_it_serves(tei_server: tuple[TeiServer, str]) -> None:
-    embedder = TeiEmbedder(tei_server[1], api_key=API_KEY)
-    info = await embedder.facts()
-    assert (info.model, info.revision, info.max_batch, info.max_input_tokens) == ("m", "r", MAX_BATCH, 512)
-    await embedder.close()
+async def test_tokens_and_facts_are_what_the_endpoint_says(embedder: Embedder, request: pytest.FixtureRequest) -> None:
+    tokens = (await embedder.embed(["two words", "and three words"])).tokens
+    facts = await embedder.facts()
+    says = {
+        "tei": (5, ModelFacts("m", "r", max_batch=MAX_BATCH, max_input_tokens=512)),
+        "plain": (None, ModelFacts()),
+        "openai": (5, ModelFacts("m-2025")),
+        "openai-base64": (5, ModelFacts("m-2025")),
+    }
+    kind = request.node.callspec.params["embedder"]
+    assert (tokens, facts) == says.get(kind, (tokens, facts))
+
+
+async def test_texts_that_are_no_unicode_are_rejected_by_index(tei_server: tuple[TeiServer, str]) -> None:
+    for embedder in (TeiEmbedder(tei_server[1]), OpenAIEmbedder(tei_server[1], model="m")):
+        with pytest.raises(RejectedTexts) as caught:
+            await embedder.embed(["good", "half \ud83d", "good", "\udc00"])
+        assert caught.value.indexes == (1, 3)
+        assert "half" not in str(caught.value)
+        await embedder.close()
+    assert tei_server[0].requests == 0
 
 
 async def test_tei_refuses_a_wrong_key_and_names_no_key(tei_server: tuple[TeiServer, str]) -> None:

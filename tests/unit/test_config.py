@@ -10,6 +10,7 @@ import pytest
 from connectors.errors import ConfigurationError, NotFound
 from streams import config
 from streams.config import Settings, envelope_of, find_config, load, schema_of
+from streams.config_embedders import HashingEmbedder, TeiEmbedder, Version
 
 SECRET = "hunter2-hunter2"
 BASE = """\
@@ -80,7 +81,7 @@ def test_defaults_and_names(tmp_path: Path) -> None:
 
 
 def test_settings_can_be_built_in_code() -> None:
-    version = config.Version(embedder=config.HashingEmbedder(), dimensions=8)
+    version = Version(embedder=HashingEmbedder(), dimensions=8)
     collection = config.Collection(name="x", topic="t", text=config.Text(fields=["a"]), versions={"v1": version})  # type: ignore[call-arg]
     settings = Settings(collections={"docs": collection})
     assert settings.collection("docs").name == "docs"
@@ -117,7 +118,7 @@ def test_variables_and_secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "kafka:\n  bootstrap_server: x:1\n",
             ":2: kafka.bootstrap_server: unknown key; did you mean bootstrap_servers",
         ),
-        ("nothing: 1\n", ":1: nothing: unknown key; wanted one of: kafka, weaviate, collections"),
+        ("nothing: 1\n", ":1: nothing: unknown key; wanted one of: kafka, weaviate, prices, vector_cache, collections"),
         (f"kafka:\n  client:\n    sasl.password: ${{CF_UNSET}}{SECRET}\n", "variable CF_UNSET is unset"),
         ("kafka: {topic_prefix: '${CF UNSET}'}\n", "has a malformed ${...}"),
         ("weaviate: {api_key: file:nowhere}\n", "cannot be read"),
@@ -175,7 +176,7 @@ EMBEDDER = "{provider: hashing}"
         (V1, f"{V1}\n      v2{V1[2:]}", 8, "versions.v2: is the same model as version v1"),
         ("dimensions: 64", "dimensions: 0", 7, "versions.v1.dimensions: 0 does not fit"),
         ("dimensions: 64", "dimensions: 64, document_prefix: 7", 7, "document_prefix: is not text"),
-        (EMBEDDER, "{provider: hash}", 7, "v1.embedder: has an unknown provider; wanted: provider: hashing, or"),
+        (EMBEDDER, "{provider: hash}", 7, "v1.embedder: has an unknown provider; wanted: provider: hashing, "),
         (EMBEDDER, "{}", 7, "v1.embedder: has no provider"),
         (EMBEDDER, "{provider: hashing, ngrams: 1}", 7, "v1.embedder.ngrams: unknown key"),
         (EMBEDDER, "{provider: hashing, word_ngrams: [2, 1]}", 7, "embedder.word_ngrams: ends below where it begins"),
@@ -224,7 +225,7 @@ def test_only_what_decides_a_vector_is_in_the_envelope(tmp_path: Path) -> None:
     one = envelope_of(collection, collection.version("v1"))
     elsewhere = collection.version("v1").model_copy(
         update={
-            "embedder": config.TeiEmbedder.model_validate(
+            "embedder": TeiEmbedder.model_validate(
                 {"url": "http://b", "model": "m", "timeout_s": 9, "max_batch": 1, "api_key": "k"}
             ),
             "replay_rate": 5.0,
@@ -251,11 +252,9 @@ def test_every_option_of_an_embedder_that_decides_a_vector_is_in_the_envelope() 
         {"seed": 1},
     ]
     tei: list[dict[str, object]] = [{}, {"model": "n"}, {"revision": "r"}, {"truncate": True}]
-    embedders: list[config.HashingEmbedder | config.TeiEmbedder] = [
-        config.HashingEmbedder.model_validate(options) for options in hashing
-    ]
-    embedders += [config.TeiEmbedder.model_validate({"url": "http://h", "model": "m"} | options) for options in tei]
-    versions = [config.Version(embedder=embedder, dimensions=8) for embedder in embedders]
+    embedders: list[HashingEmbedder | TeiEmbedder] = [HashingEmbedder.model_validate(options) for options in hashing]
+    embedders += [TeiEmbedder.model_validate({"url": "http://h", "model": "m"} | options) for options in tei]
+    versions = [Version(embedder=embedder, dimensions=8) for embedder in embedders]
     assert len({envelope_of(collection, version).fingerprint for version in versions}) == len(hashing) + len(tei)
 
 

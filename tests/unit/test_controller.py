@@ -19,6 +19,7 @@ from connectors.memory.store import MemoryStore
 from connectors.protocols import Embedder, SpaceSpec, Write
 from streams import config
 from streams.config import Settings
+from streams.config_embedders import Version
 from streams.controller import Controller
 from streams.migration.sweep import Sweep
 from streams.progress import ProgressRecord
@@ -140,8 +141,8 @@ class World:
     def settings(self) -> Settings:
         return config.load(self.path)
 
-    def embedder(self, _: config.HashingEmbedder | config.TeiEmbedder, dimensions: int) -> Embedder:
-        return MemoryEmbedder(dimensions)
+    def embedder(self, version: Version) -> list[tuple[str, Embedder]]:
+        return [("memory", MemoryEmbedder(version.dimensions))]
 
     async def sweep(self, build: BuildState) -> Sweep:
         self.sweeping()

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.embedders.hashing import _LOG_WEIGHTS, HashingEmbedder
-from connectors.embedders.tei import TeiEmbedder, map_httpx, retry_after_s
+from connectors.embedders.http_errors import map_httpx, retry_after_s
+from connectors.embedders.tei import TeiEmbedder
 from connectors.errors import (
     AccessDenied,
     ConfigurationError,
@@ -30,7 +31,7 @@ from connectors.errors import (
     WrongModel,
 )
 from connectors.memory.embedder import MemoryEmbedder
-from connectors.protocols import Vectors
+from connectors.protocols import ModelFacts, Vectors
 
 GOLDEN = ["The wing, in a slipstream.", "naïve Ünïcode 漢字 🚀 – 'quoted'", "a a a a b", "!?"]
 
@@ -224,6 +225,42 @@ async def test_tei_sends_what_it_should() -> None:
     assert str(seen[0].url) == "http://tei.test/base/embed"
     assert seen[0].headers["authorization"] == "Bearer key"
     assert json.loads(seen[0].content) == {"inputs": ["text"], "truncate": True, "normalize": False}
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (httpx.Response(404), ModelFacts()),
+        (httpx.Response(405), ModelFacts()),
+        (httpx.Response(200, html="<html>welcome</html>"), ModelFacts()),
+        (httpx.Response(200, json=["m"]), ModelFacts()),
+        (httpx.Response(200, json={"status": "up"}), ModelFacts()),
+        (httpx.Response(200, content=b"1" * 100_000), ModelFacts()),
+        (
+            httpx.Response(200, json={"model_id": 7, "max_client_batch_size": 0, "max_batch_tokens": True}),
+            ModelFacts(),
+        ),
+        (
+            httpx.Response(200, json={"model_id": "m", "model_sha": None, "max_batch_tokens": 16384, "more": [1]}),
+            ModelFacts(model="m", max_batch_tokens=16384),
+        ),
+    ],
+    ids=["404", "405", "html", "a list", "another's", "endless", "nonsense", "TEI's"],
+)
+async def test_tei_facts_are_what_can_be_believed_of_info(response: httpx.Response, expected: ModelFacts) -> None:
+    assert await tei(response).facts() == expected
+
+
+@pytest.mark.parametrize(("status", "expected"), [(401, AccessDenied), (503, Throttled), (302, ConfigurationError)])
+async def test_tei_facts_that_cannot_be_had_now_are_no_facts(status: int, expected: type[CrossfadeError]) -> None:
+    with pytest.raises(expected):
+        await tei(httpx.Response(status)).facts()
+
+
+@pytest.mark.parametrize(("header", "tokens"), [("12", 12), ("0", 0), ("-1", None), ("1.5", None), ("٣", None)])
+async def test_tei_counts_tokens_in_a_header(header: str, tokens: int | None) -> None:
+    response = httpx.Response(200, json=[[1.0]], headers={b"x-compute-tokens": header.encode()})
+    assert (await tei(response).embed(["text"])).tokens == tokens
 
 
 async def test_tei_follows_no_redirect() -> None:

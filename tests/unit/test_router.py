@@ -122,7 +122,7 @@ async def world() -> AsyncIterator[World]:
     for version in ("v1", "v2"):
         one = build(version, configured)
         state.builds[one.key] = one
-        encoder = make_encoder(collection, collection.version(version))
+        encoder = make_encoder(configured, collection, collection.version(version))
         await fill(store, one, encoder)
         await encoder.close()
     found = World(configured, store, state, Router(_Outside(configured, store), state))

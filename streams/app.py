@@ -21,11 +21,13 @@ from aiokafka.errors import KafkaError as AiokafkaError
 from faust.types import TP
 from pydantic import ValidationError
 
+from connectors.embedders.cache import VectorCache
 from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient, Unreachable
 from streams import config
 from streams.build_runner import AgentHost, BuildRunner, failure_command
 from streams.chunking import make_chunker
 from streams.config import Settings, envelope_of, schema_of
+from streams.config_embedders import Version
 from streams.control import send
 from streams.controller import Controller
 from streams.embed_agent import Batch, Build, Limits
@@ -37,7 +39,7 @@ from streams.progress import ProgressRecord
 from streams.state import BuildState, Command
 from streams.verbs.desk import Outside as DeskOutside
 from streams.views import StateView
-from streams.wiring import Outside, make_embedder, make_encoder, wall_ms
+from streams.wiring import Outside, make_embedders, make_encoder, wall_ms
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class _Hosted(NamedTuple):
 
     runner: BuildRunner
     task: asyncio.Task[None]
-    settings: tuple[config.Collection, config.Version]
+    settings: tuple[config.Collection, Version]
 
 
 class Worker:
@@ -97,6 +99,7 @@ class Worker:
         self._told: set[str] = set()
         self._elected = False
         self._misfits: dict[str, IdentityChanged] = {}
+        self._cache: VectorCache | None = None
 
     def stop(self) -> None:
         """Drain, commit and leave; `run` returns when that is done."""
@@ -113,6 +116,8 @@ class Worker:
             loop.add_signal_handler(number, action)
         self._out = await Outside.open(self._settings)
         try:
+            if (kept := self._settings.vector_cache) is not None:
+                self._cache = await VectorCache.open(kept.path, int(kept.max_gib * 2**30))
             await self._out.topics.wait_for_broker(BROKER_PATIENCE_S, log.warning)
             await self._out.ensure_topics()
             spaces, groups = await self._out.store.spaces(), await self._out.topics.groups(self._out.names.prefix)
@@ -130,6 +135,8 @@ class Worker:
             with tempfile.TemporaryDirectory(prefix="crossfade-") as folder:
                 await self._supervise(on_ready, folder, state_id)
         finally:
+            if self._cache is not None:
+                await self._cache.close()
             await self._out.close()
 
     async def _supervise(self, on_ready: Callable[[], None], folder: str, state_id: str) -> None:
@@ -138,7 +145,7 @@ class Worker:
             settings=lambda: config.load(self._path),
             kafka=self._out.kafka,
             store=self._out.store,
-            make_embedder=make_embedder,
+            make_embedders=make_embedders,
             sweep=lambda build: verify(self._out, build),
             wall_ms=wall_ms,
         )
@@ -303,7 +310,7 @@ class Worker:
                 async with asyncio.timeout(CONFIG_LOOK_EVERY_S):  # the configuration may have changed instead
                     await self._view.changed()
 
-    def _settings_of(self, build: BuildState) -> tuple[config.Collection, config.Version]:
+    def _settings_of(self, build: BuildState) -> tuple[config.Collection, Version]:
         """All of the configuration that a hosted build depends on; another version beside it is not part of it."""
         collection = self._settings.collection(build.collection)
         return collection.model_copy(update={"versions": {}}), collection.version(build.version)
@@ -342,7 +349,7 @@ class Worker:
             self._told.add(message)
             log.error("%s", message)
 
-    def _runner(self, build: BuildState, collection: config.Collection, version: config.Version) -> BuildRunner:
+    def _runner(self, build: BuildState, collection: config.Collection, version: Version) -> BuildRunner:
         """`collection`, `version`: as they passed `_can_host`: a restart must not take up what the file says later."""
 
         def state() -> BuildState:
@@ -365,7 +372,7 @@ class Worker:
             lambda state: held_positions(self._out, state),
         )
 
-    def _make_build(self, state: BuildState, collection: config.Collection, version: config.Version) -> Build:
+    def _make_build(self, state: BuildState, collection: config.Collection, version: Version) -> Build:
         weaviate = self._settings.weaviate
         return Build(
             collection=state.collection,
@@ -377,8 +384,10 @@ class Worker:
             store_text=collection.store_text,
             space_mark=f"{state.version}@{state.fingerprint}",
             space=self._out.store.space(state.space),
-            encoder=make_encoder(collection, version),
-            chunker=make_chunker(state.model.chunking),
+            encoder=make_encoder(self._settings, collection, version, canary=state.canary, cache=self._cache),
+            chunker=make_chunker(
+                state.model.chunking, config.tokenizer_at(version.tokenizer) if version.tokenizer else None
+            ),
             sink=self._out.sink,
             lease=Lease(self._settings.lease_s),
             limits=Limits(

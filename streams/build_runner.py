@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from connectors.errors import CrossfadeError, Fenced, IdentityChanged, NotFound, Terminal, Transient
+from connectors.errors import CrossfadeError, Fenced, IdentityChanged, NotFound, Terminal, Transient, WrongModel
 from connectors.protocols import Log, RecordSink, VectorStore
 from streams.embed_agent import Batch, Build, EmbedAgent
 from streams.identity import check_position, check_properties, check_space, check_topic, topic_gone
@@ -24,12 +25,15 @@ from streams.ordering import PartitionLedger
 from streams.progress import Counters, ProgressRecord, Rate, Status, eta_s
 from streams.replay import ReplayLane
 from streams.retry import pause_s
+from streams.spending import Spending, shares, total
 from streams.state import BuildState, Command, TopicNames
+from streams.versions import Stage
 
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 1.0
 CHECK_EVERY_S = 5.0
+MODEL_LOOKS = 12  # every so many of these also at what the endpoint says of itself
 SAY_AGAIN_S = 5.0
 FRESH_MS = 10_000
 REQUESTS_LOOK_EVERY_S = 0.5
@@ -179,6 +183,7 @@ class _Run:
         self._since_ms = build.wall_ms()
         self._group = asyncio.TaskGroup()
         self._tasks: dict[PartitionLedger, list[asyncio.Task[None]]] = {}
+        build.spending = Spending(build.name, self._may_spend, self._spent)
 
     @property
     def resolved_something(self) -> bool:
@@ -187,6 +192,7 @@ class _Run:
     async def until_it_ends(self) -> None:
         runner, state = self._runner, self._state()
         await self._check_space(state)
+        await self._check_model()
         self.at_the_door = False
         self._agent = EmbedAgent(self._build)
         self._mender = Mender(self._build, runner._kafka, self._agent)
@@ -213,6 +219,36 @@ class _Run:
         finally:
             await self._agent.stop()
             await self._host.stop()
+            await self._build.encoder.close()
+
+    async def _check_model(self) -> None:
+        """Raises WrongModel when the endpoint names another revision; whether it tells the truth, the canary sees."""
+        with contextlib.suppress(Transient):
+            if (wrong := await self._build.encoder.facts_differ()) is not None:
+                raise WrongModel(
+                    f"{self._build.name}: {wrong}",
+                    next_step="let the endpoint serve the version's revision, then crossfade resume "
+                    f"{self._build.name.replace('/', ' ')}; for the new one add a version of its own",
+                )
+
+    def _spent(self) -> int:
+        return sum(self._build.counters[partition].spent_nano_usd for partition in self._agent.ledgers)
+
+    def _may_spend(self) -> int | None:
+        """nano-USD of the partitions owned here; a build that serves, or may be rolled back to, is never held."""
+        state = self._state()
+        if state.controls.budget_usd is None or state.stage not in (Stage.BUILDING, Stage.READY):
+            return None
+        planned = {p: self._documents(p) for p in range(state.partitions)}
+        return total(shares(state.controls.budget_usd, planned, state.partitions), self._agent.ledgers)
+
+    def _documents(self, partition: int) -> int | None:
+        """To replay in that partition, as its owner has planned it; None before."""
+        replay = self._replays.get(partition)
+        if replay is not None and replay.planned:
+            return self._build.counters[partition].total
+        last = self._last_report(partition)
+        return last.total if last is not None and last.planned else None
 
     async def _check_space(self, state: BuildState) -> None:
         """Refuse to write into a space that is not the one this build made (section 5)."""
@@ -318,9 +354,11 @@ class _Run:
     # reports
 
     async def _check_identity(self) -> None:
-        """Rules 1 and 2 while it runs: topic and space are still the ones; `_report` looks at the log's ends."""
-        while True:
+        """Rules 1 and 2 while it runs: topic, space and model are still the ones; `_report` looks at the log's ends."""
+        for look in itertools.count(1):
             await asyncio.sleep(CHECK_EVERY_S)
+            if look % MODEL_LOOKS == 0:
+                await self._check_model()
             with contextlib.suppress(Transient):
                 state = self._state()
                 facts = await self._runner._kafka.facts(state.topic)
@@ -385,6 +423,7 @@ class _Run:
             unchanged_skipped=counters.unchanged_skipped,
             dead_letters=counters.dead_letters,
             live_lag=lag,
+            cost_usd=counters.cost_usd,
             unsettled=len(ledger.doubts) or int(ledger.unsettled),
             planned=replay is None or replay.planned,
             replay_done=done,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import (
     Field,
@@ -23,17 +24,14 @@ from connectors import reserved
 from connectors.embedders import hashing
 from connectors.errors import ConfigurationError, NotFound
 from connectors.protocols import JSON
+from streams.config_embedders import FilePath, HashingEmbedder, TeiEmbedder, Version
 from streams.config_file import Source, read_yaml
 from streams.config_types import (
     ClientValue,
-    Count,
     HostPort,
     HostPorts,
     HttpOrigin,
-    HttpUrl,
-    NgramRange,
     PropertyType,
-    Rate,
     Seconds,
     Secret,
     Strict,
@@ -41,6 +39,7 @@ from streams.config_types import (
     wrong,
 )
 from streams.documents import DocumentSchema, template_fields
+from streams.tokens import Tokenizer, load_tokenizer
 from streams.versions import Envelope
 
 DEFAULT_PATH = Path("config/crossfade.yaml")
@@ -143,56 +142,6 @@ class Text(Strict):
         return self
 
 
-class HashingEmbedder(Strict):
-    """No model, no network. `char_ngrams` null: words only; `word_ngrams` null: character n-grams only."""
-
-    provider: Literal["hashing"] = "hashing"
-    word_ngrams: NgramRange | None = (1, 2)
-    char_ngrams: NgramRange | None = (3, 5)
-    sublinear: bool = True
-    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
-
-    @model_validator(mode="after")
-    def _ranges(self) -> HashingEmbedder:
-        for name, ngrams in (("word_ngrams", self.word_ngrams), ("char_ngrams", self.char_ngrams)):
-            if ngrams is not None and ngrams[0] > ngrams[1]:
-                raise wrong("ends below where it begins", "[smallest, largest]", name)
-        if self.word_ngrams is None and self.char_ngrams is None:
-            raise wrong("has neither word_ngrams nor char_ngrams", "at least one of them")
-        return self
-
-
-class TeiEmbedder(Strict):
-    """HuggingFace Text Embeddings Inference. `model` and `revision` are what the endpoint serves, e.g. of its /info."""
-
-    provider: Literal["tei"] = "tei"
-    url: HttpUrl
-    model: Annotated[str, Field(min_length=1)]
-    revision: str = ""
-    api_key: Secret | None = None
-    timeout_s: Seconds = 30.0
-    max_batch: Count = 32
-    truncate: bool = False
-
-
-class Version(Strict):
-    """One model version. `replay_rate` (documents a second), `concurrency` (requests in flight per lane), `batch`
-    (documents), `provenance` and the embedder's address do not decide a vector: they are not in its envelope."""
-
-    embedder: Annotated[HashingEmbedder | TeiEmbedder, Field(discriminator="provider")]
-    dimensions: Annotated[Whole, Field(ge=1, le=65535)]
-    metric: Literal["cosine", "dot", "l2-squared"] = "cosine"
-    quantization: Literal["none"] = "none"
-    normalize: bool = True
-    document_prefix: str = ""
-    query_prefix: str = ""
-    max_tokens: Count | None = None
-    provenance: dict[str, str] = Field(default_factory=dict)
-    replay_rate: Rate | None = None
-    concurrency: Annotated[Whole, Field(ge=1, le=256)] = 2
-    batch: Annotated[Whole, Field(ge=1, le=10_000)] = 64
-
-
 class Collection(Strict):
     """One stream of documents. `name` is its key in the file; `alias` defaults to it in capitals: my-docs, MyDocs."""
 
@@ -266,11 +215,20 @@ class Collection(Strict):
         return self.versions[name]
 
 
+class VectorCache(Strict):
+    """Vectors kept in a file of this machine, so that a rebuild pays for no text twice."""
+
+    path: FilePath
+    max_gib: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
+
+
 class Settings(Strict):
-    """The whole file."""
+    """The whole file. `prices`: USD for a million tokens, by model name."""
 
     kafka: Kafka = Field(default_factory=Kafka)
     weaviate: Weaviate = Field(default_factory=Weaviate)
+    prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    vector_cache: VectorCache | None = None
     collections: dict[str, Collection] = Field(default_factory=dict)
     _path: Path | None = PrivateAttr(default=None)
 
@@ -359,7 +317,10 @@ def _names(known: Mapping[str, object]) -> str:
 
 
 def envelope_of(collection: Collection, version: Version) -> Envelope:
-    """Everything that decides this version's vectors; no address, key, rate or provenance."""
+    """Everything that decides this version's vectors; no address, key, rate or provenance.
+
+    Raises ConfigurationError when a tokenizer file that decides them cannot be read.
+    """
     embedder = version.embedder
     options: dict[str, JSON]
     if isinstance(embedder, HashingEmbedder):
@@ -372,7 +333,13 @@ def envelope_of(collection: Collection, version: Version) -> Envelope:
         }
     else:
         model, revision = embedder.model, embedder.revision
-        options = {"truncate": embedder.truncate}
+        options = {"truncate": embedder.truncate} if isinstance(embedder, TeiEmbedder) else {}
+    if version.overlong == "truncate" and version.tokenizer is not None:
+        options |= {"overlong": "truncate", "tokenizer": tokenizer_at(version.tokenizer).id}
+    chunking = "none"
+    if version.chunking is not None:
+        tokenizer_id = tokenizer_at(version.tokenizer).id if version.tokenizer else None
+        chunking = version.chunking.chunking.canonical(tokenizer_id)
     return Envelope(
         provider=embedder.provider,
         model=model,
@@ -387,7 +354,22 @@ def envelope_of(collection: Collection, version: Version) -> Envelope:
         document_prefix=version.document_prefix,
         query_prefix=version.query_prefix,
         max_tokens=version.max_tokens,
+        chunking=chunking,
     )
+
+
+def tokenizer_at(path: Path) -> Tokenizer:
+    """The tokenizer of a file, kept while the file is the same. Raises ConfigurationError."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return load_tokenizer(path)  # which says what is wrong
+    return _tokenizer(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(path: Path, _modified_ns: int, _size: int) -> Tokenizer:
+    return load_tokenizer(path)
 
 
 def schema_of(collection: Collection) -> DocumentSchema:
@@ -427,7 +409,7 @@ def load(path: Path) -> Settings:
     `file:line: key path: problem; wanted: ...`, never the value of a secret."""
     source = read_yaml(path)
     try:
-        settings = Settings.model_validate(source.data)
+        settings = Settings.model_validate(source.data, context={"folder": path.parent})
     except ValidationError as error:
         problems = [_describe(dict(item), source) for item in error.errors(include_url=False, include_input=False)]
         # no `from error`: pydantic's own message would show the values
@@ -447,8 +429,8 @@ _PLAIN: Mapping[str, tuple[str, str]] = {
     "list_type": ("is not a list", "a list: [a, b]"),
     "tuple_type": ("is not a list", "a list of two numbers: [smallest, largest]"),
     "too_short": ("is too short", "at least one value"),
-    "union_tag_not_found": ("has no provider", "provider: hashing, or provider: tei"),
-    "union_tag_invalid": ("has an unknown provider", "provider: hashing, or provider: tei"),
+    "union_tag_not_found": ("has no provider", "provider: hashing, provider: tei or provider: openai"),
+    "union_tag_invalid": ("has an unknown provider", "provider: hashing, provider: tei or provider: openai"),
 }
 
 

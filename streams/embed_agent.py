@@ -19,21 +19,27 @@ from connectors.protocols import Head, Record, RecordSink, Space, Vectors
 from streams import documents
 from streams.chunking import Chunker
 from streams.documents import Delete, DocumentSchema, Put, Rejected
-from streams.encoding import Encoder
+from streams.encoding import Encoder, Urgency
 from streams.key_index import ABSENT
 from streams.ordering import Action, Event, Lane, Lease, Outcome, PartitionLedger, decide
 from streams.progress import Counters
 from streams.retry import patiently
 from streams.space_objects import Origin, space_object
 from streams.space_writer import DocumentWrite, SpaceWriter
+from streams.spending import PartitionMeter, Spending
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+SPLIT_IN_THREAD = 2_000  # characters
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one build keeps in flight. `window`: events a lane, at most; also what a former owner may have had."""
+    """How much one build keeps in flight. `window`: events a lane, at most; also what a former owner may have had.
+
+    `concurrency`: groups of a lane that read or write the space at once; the endpoint has limits of its own.
+    """
 
     batch: int = 64
     concurrency: int = 2
@@ -82,6 +88,7 @@ class Build:
     lease: Lease
     limits: Limits
     wall_ms: Callable[[], int]
+    spending: Spending = field(default_factory=Spending)
     counters: dict[int, Counters] = field(default_factory=lambda: defaultdict(Counters))
 
     @property
@@ -114,6 +121,7 @@ class EmbedAgent:
             Lane.REPLAY: asyncio.Semaphore(build.limits.concurrency),
             Lane.MEND: asyncio.Semaphore(1),
         }
+        self._under_way = {lane: asyncio.Semaphore(self._groups_under_way()) for lane in Lane}
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = SpaceWriter(
             build.space,
@@ -124,6 +132,13 @@ class EmbedAgent:
             trouble=self._note_trouble,
         )
         self._progressed = asyncio.Condition()
+
+    def _groups_under_way(self) -> int:
+        """Enough of a lane to keep its endpoints and its writes busy, and no more: what has been embedded and not yet
+        written is paid for again after a kill."""
+        pool, limits = self.build.encoder.pool, self.build.limits
+        requests_of_a_group = -(-limits.batch // pool.max_batch)
+        return limits.concurrency + -(-pool.most_in_flight // requests_of_a_group)
 
     async def run(self, stream: AsyncIterable[list[Batch]]) -> None:
         """The agent's body. An error ends it through `failed`, and with it the lanes that feed it."""
@@ -236,12 +251,12 @@ class EmbedAgent:
             self.failed.set_exception(error)
 
     async def _work(self, lane: Lane, events: Sequence[Event]) -> None:
-        async with self._slots[lane]:
+        async with self._under_way[lane]:
             events = [e for e in events if e.ledger.active]
             if not events:
                 return
             try:
-                outcomes = await self._apply(events)
+                outcomes = await self._apply(lane, events)
             except Transient:
                 if any(e.ledger.active for e in events):
                     raise
@@ -260,9 +275,13 @@ class EmbedAgent:
         async with self._progressed:
             self._progressed.notify_all()
 
-    async def _apply(self, events: Sequence[Event]) -> list[tuple[Event, Outcome]]:
-        """Bring a group of events, no two of one key, into the space. What is not returned was dropped by a revoke."""
-        heads = await self._heads(events)
+    async def _apply(self, lane: Lane, events: Sequence[Event]) -> list[tuple[Event, Outcome]]:
+        """Bring a group of events, no two of one key, into the space. What is not returned was dropped by a revoke.
+
+        The space is read and written in the lane's slots; embedding is not, so the endpoint never waits for a write.
+        """
+        async with self._slots[lane]:
+            heads = await self._heads(events)
         outcomes: list[tuple[Event, Outcome]] = []
         to_embed: list[Sourced] = []
         to_keep: list[tuple[Sourced, Head]] = []
@@ -288,8 +307,9 @@ class EmbedAgent:
                     to_embed.append(sourced)
         kept, lacking = await self._with_kept_vectors(to_keep, events)
         embedded = await self._embed([*to_embed, *lacking], outcomes, events)
-        outcomes.extend(await self._store([*kept, *embedded], {write.event for write in kept}))
-        await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
+        async with self._slots[lane]:
+            outcomes.extend(await self._store([*kept, *embedded], {write.event for write in kept}))
+            await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
         outcomes.extend((event, Outcome.DELETED) for event in to_delete)
         return [(event, outcome) for event, outcome in outcomes if event.ledger.active]
 
@@ -330,9 +350,9 @@ class EmbedAgent:
         stored = await self._patiently(lambda: self.build.space.properties(wanted), group)
         writes: list[DocumentWrite] = []
         lacking: list[Sourced] = []
-        for item, head in keep:
+        pieces = await self._pieces([item for item, _ in keep])
+        for (item, head), texts in zip(keep, pieces, strict=True):
             parts = [heads.get(uuid) for uuid in ids[item.event]]
-            texts = self._texts(item)
             whole = [p for p in parts if p is not None and p.source_hash == item.source_hash]
             vectors = [p.vector for p in whole if p.vector is not None]
             if len(vectors) != head.chunks or len(texts) != head.chunks:
@@ -347,7 +367,7 @@ class EmbedAgent:
     ) -> list[DocumentWrite]:
         """Texts to vectors; a document whose content is refused goes to the dead letters, alone."""
         to_embed = [item for item in to_embed if item.event.ledger.active]
-        chunks = [self._texts(item) for item in to_embed]
+        chunks = await self._pieces(to_embed)
         vectors = await self._vectors(chunks, group)
         origin = Origin("embedded", self.build.wall_ms())
         writes: list[DocumentWrite] = []
@@ -366,7 +386,10 @@ class EmbedAgent:
         if not chunks:
             return []
         texts = [text for parts in chunks for text in parts]
-        encoded = await self._patiently(lambda: self.build.encoder.encode_each(texts), group)
+        encoded = await self.build.encoder.encode_each(texts, self._urgency(group))
+        counters = self.build.counters[group[0].record.partition]
+        counters.truncated += encoded.truncated
+        counters.cached += encoded.cached
         result: list[Vectors | ContentRejected] = []
         at = 0
         for parts in chunks:
@@ -376,8 +399,26 @@ class EmbedAgent:
             at += len(parts)
         return result
 
-    def _texts(self, item: Sourced) -> list[str]:
-        return self.build.chunker.split(documents.text(item.put, self.build.schema))
+    def _urgency(self, group: Sequence[Event]) -> Urgency:
+        """Live events go first at the endpoint, and wait for it as long as one of the group is still ours."""
+        return Urgency(
+            "live" if group[0].lane is Lane.LIVE else "replay",
+            going=lambda: any(event.ledger.active for event in group),
+            trouble=self._note_trouble,
+            meter=PartitionMeter(
+                self.build.spending,
+                self.build.counters[group[0].record.partition],
+                self.build.encoder.pool.highest_price,
+            ),
+        )
+
+    async def _pieces(self, items: Sequence[Sourced]) -> list[list[str]]:
+        """The chunks of each document; in a thread where finding them would hold the event loop for milliseconds."""
+        texts = [documents.text(item.put, self.build.schema) for item in items]
+        split = self.build.chunker.split
+        if self.build.chunker.splits and sum(map(len, texts)) > SPLIT_IN_THREAD:
+            return await asyncio.to_thread(lambda: [split(text) for text in texts])
+        return [split(text) for text in texts]
 
     def _document(
         self, item: Sourced, texts: Sequence[str], vectors: Sequence[Vectors], origin: Origin

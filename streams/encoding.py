@@ -1,42 +1,116 @@
 """Texts to the vectors of one model version: prefixes, batches, checks and normalisation, as its envelope says.
 
-It must never let through a vector of another size, not finite, or zero.
+It must never let through a vector of another size, not finite, or zero, nor pay for a text again because of another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from connectors.embedders.base import RejectedTexts, check_vectors
+from connectors.embedders.cache import VectorCache
+from connectors.embedders.pool import EndpointPool, Served
 from connectors.embedders.probe import PROBE_TEXT
-from connectors.errors import ConfigurationError, ContentRejected, WrongModel
-from connectors.protocols import Embedder, Vectors
+from connectors.errors import ConfigurationError, ContentRejected, Transient, WrongModel
+from connectors.protocols import Vectors
+from streams.batching import BatchLimits, pack
+from streams.retry import patiently
+from streams.tokens import TokenEstimate, Tokenizer
 from streams.versions import Envelope
 
 _UNIT_TOLERANCE = 1e-6
+_COUNT_IN_THREAD = 4_000  # characters: above, counting tokens would hold the event loop for milliseconds
+
+
+class Meter(Protocol):
+    """Who pays. `reserve` before each request, with its estimated tokens; `paid` after it, None when it failed."""
+
+    def reserve(self, tokens: int) -> None:
+        """Raises Transient when that may not be spent now."""
+        ...
+
+    def paid(self, reserved: int, served: Served | None) -> None: ...
+
+
+class Free:
+    """Nobody counts."""
+
+    def reserve(self, tokens: int) -> None:
+        return None
+
+    def paid(self, reserved: int, served: Served | None) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Urgency:
+    """For whom a text is embedded. `lane`: live, replay or query; all but replay go first. `going`: whether anybody
+    still waits for it; `trouble` hears what holds it up, and None when that is over."""
+
+    lane: str = "query"
+    going: Callable[[], bool] = lambda: False
+    trouble: Callable[[Transient | None], None] = lambda _: None
+    meter: Meter = field(default_factory=Free)
+
+    @property
+    def urgent(self) -> bool:
+        return self.lane != "replay"
 
 
 class Encoded(NamedTuple):
-    """`vectors`: float32[n, dim], in the order of the texts, rows of rejected texts zero; `rejected`: by index."""
+    """`vectors`: float32[n, dim], in the order of the texts, rows of rejected texts zero; `rejected`: by index.
+
+    `truncated`: texts cut at the version's max_tokens; `cached`: texts whose vectors were kept from before.
+    """
 
     vectors: Vectors
     rejected: Mapping[int, ContentRejected]
+    truncated: int = 0
+    cached: int = 0
+
+
+class _Job:
+    """The texts of one call on their way: prefixed, cut, measured; their vectors as they come."""
+
+    def __init__(self, texts: list[str], dimensions: int, urgency: Urgency) -> None:
+        self.texts = texts
+        self.urgency = urgency
+        self.vectors: Vectors = np.zeros((len(texts), dimensions), np.float32)
+        self.refused: dict[int, ContentRejected] = {}
+        self.tokens = [0] * len(texts)
 
 
 class Encoder:
-    """One model version's way from text to vector. Owns the embedder: `close` closes it."""
+    """One model version's way from text to vector. Owns the pool: `close` closes it; a cache is shared.
 
-    def __init__(self, envelope: Envelope, embedder: Embedder) -> None:
+    `tokenizer`: the model's own, to count exactly and to cut; without it tokens are estimated from what endpoints say.
+    """
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        pool: EndpointPool,
+        *,
+        limits: BatchLimits | None = None,
+        tokenizer: Tokenizer | None = None,
+        cache: VectorCache | None = None,
+    ) -> None:
         self.envelope = envelope
-        self._embedder = embedder
+        self.pool = pool
+        self._limits = limits or BatchLimits(max(1, pool.max_batch))
+        self._tokenizer = tokenizer
+        self._estimate = TokenEstimate()
+        self._cache = cache
 
     async def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """float32[n, dim]. Raises RejectedTexts (a ContentRejected) whose `indexes` name the guilty texts when there
         are any, and what `encode_each` raises."""
-        vectors, rejected = await self.encode_each(texts)
+        vectors, rejected, _, _ = await self.encode_each(texts)
         if rejected:
             first = rejected[min(rejected)]
             raise RejectedTexts(
@@ -46,48 +120,103 @@ class Encoder:
             ) from first
         return vectors
 
-    async def encode_each(self, texts: Sequence[str]) -> Encoded:
+    async def encode_each(self, texts: Sequence[str], urgency: Urgency = Urgency()) -> Encoded:
         """As `encode_documents`, but the texts the model cannot take are told apart and the others' vectors kept:
-        nothing is embedded twice because of a neighbour.
+        nothing is embedded twice because of a neighbour, or because another batch has to wait for the endpoint.
 
-        Raises Transient when the endpoint is away or busy, AccessDenied, WrongModel when what it gives is not of this
-        model, ConfigurationError when it refuses even a plain sentence.
+        Raises Transient when the endpoint is away or busy and nobody waits any more, AccessDenied, WrongModel when
+        what it gives is not of this model, ConfigurationError when it refuses even a plain sentence.
         """
-        prefixed = [self.envelope.document_prefix + text for text in texts]
-        vectors = np.zeros((len(texts), self.envelope.dimensions), np.float32)
-        rejected: dict[int, ContentRejected] = {}
+        job = _Job([self.envelope.document_prefix + text for text in texts], self.envelope.dimensions, urgency)
+        blank: dict[int, ContentRejected] = {}
         for index, text in enumerate(texts):
             if not text or text.isspace():  # a prefix would hide that there is nothing to embed
-                rejected[index] = RejectedTexts("the text is blank", [index], next_step="give the document some text")
-        wanted = [index for index in range(len(texts)) if index not in rejected]
-        refused: dict[int, ContentRejected] = {}
-        size = max(1, self._embedder.max_batch)
-        for begin in range(0, len(wanted), size):
-            await self._encode_some(prefixed, wanted[begin : begin + size], vectors, refused)
-        if refused:
-            await self._check_canary(refused[min(refused)])
-        return Encoded(vectors, rejected | refused)
+                blank[index] = RejectedTexts("the text is blank", [index], next_step="give the document some text")
+        wanted = [index for index in range(len(texts)) if index not in blank]
+        wanted, truncated = await self._measure(job, wanted)
+        kept = await self._from_cache(job, wanted)
+        wanted = [index for index in wanted if index not in kept]
+        await self._embed_all(job, wanted)
+        if self._cache is not None and wanted:
+            new = [index for index in wanted if index not in job.refused]
+            await self._cache.put_many(self.envelope.fingerprint, [job.texts[i] for i in new], job.vectors[new])
+        return Encoded(job.vectors, blank | job.refused, truncated, len(kept))
 
     async def encode_query(self, text: str) -> Vectors:
         """float32[dim]. Raises ContentRejected when this query cannot be embedded, else as `encode_each`."""
         if not text or text.isspace():
             raise RejectedTexts("the query is blank", [0], next_step="search for some text")
-        vectors = await self._embed([self.envelope.query_prefix + text])
+        query = self.envelope.query_prefix + text
+        vectors = await self._embed([query], self._estimate.estimate(query), Urgency())
         if len(self._unusable(vectors)):
             raise RejectedTexts("the query has no vector in this model", [0], next_step="search for other words")
         vector: Vectors = self._finish(vectors)[0]
         return vector
 
-    async def close(self) -> None:
-        """Closes the embedder."""
-        await self._embedder.close()
+    async def facts_differ(self) -> str | None:
+        """What is wrong with the revision an endpoint says it serves; None while none says another than the envelope.
 
-    async def _encode_some(
-        self, texts: Sequence[str], wanted: list[int], vectors: Vectors, refused: dict[int, ContentRejected]
-    ) -> None:
+        Raises as the endpoint does.
+        """
+        served = (await self.pool.facts()).revision
+        wanted = self.envelope.revision
+        if served is None or not wanted or served == wanted or served.startswith(wanted):
+            return None
+        return f"the endpoint serves revision {served}, the version was built with {wanted}"
+
+    async def close(self) -> None:
+        """Closes the endpoints' connections."""
+        await self.pool.close()
+
+    async def _measure(self, job: _Job, wanted: list[int]) -> tuple[list[int], int]:
+        """Count the tokens of each; cut or refuse what is too long. Returns what is left, and how many were cut."""
+        most, tokenizer = self.envelope.max_tokens, self._tokenizer
+        if tokenizer is None:
+            for index in wanted:
+                job.tokens[index] = self._estimate.estimate(job.texts[index])
+            return wanted, 0
+        counted = await self._count(tokenizer, [job.texts[index] for index in wanted])
+        cut = 0
+        for index, tokens in zip(wanted, counted, strict=True):
+            job.tokens[index] = tokens
+            if most is None or tokens <= most:
+                continue
+            if self.envelope.options.get("overlong") == "truncate":
+                job.texts[index], _ = await asyncio.to_thread(tokenizer.truncate, job.texts[index], most)
+                job.tokens[index] = most
+                cut += 1
+            else:
+                job.refused[index] = ContentRejected(
+                    f"the text has {tokens} tokens, the model reads {most}",
+                    next_step="give the version chunking, or overlong: truncate; either is another version",
+                )
+        return [index for index in wanted if index not in job.refused], cut
+
+    @staticmethod
+    async def _count(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+        if sum(map(len, texts)) > _COUNT_IN_THREAD:
+            return await asyncio.to_thread(tokenizer.count, texts)
+        return tokenizer.count(texts)
+
+    async def _from_cache(self, job: _Job, wanted: list[int]) -> set[int]:
+        if self._cache is None or not wanted:
+            return set()
+        found = await self._cache.get_many(self.envelope.fingerprint, [job.texts[index] for index in wanted])
+        for at, vector in found.items():
+            job.vectors[wanted[at]] = vector
+        return {wanted[at] for at in found}
+
+    async def _embed_all(self, job: _Job, wanted: list[int]) -> None:
+        refused_before = set(job.refused)
+        batches = pack([job.tokens[i] for i in wanted], [len(job.texts[i]) for i in wanted], self._limits)
+        await _all(self._encode_some(job, [wanted[at] for at in batch]) for batch in batches)
+        if refused := job.refused.keys() - refused_before:
+            await self._check_canary(job.refused[min(refused)], job.urgency)
+
+    async def _encode_some(self, job: _Job, wanted: list[int]) -> None:
         """Fill in the rows of `wanted`; halve what is refused until the guilty texts stand alone."""
         try:
-            raw = await self._embed([texts[index] for index in wanted])
+            raw = await self._embed([job.texts[i] for i in wanted], sum(job.tokens[i] for i in wanted), job.urgency)
         except ContentRejected as error:
             if isinstance(error, RejectedTexts):
                 named = {wanted[place] for place in error.indexes if 0 <= place < len(wanted)}
@@ -95,22 +224,35 @@ class Encoder:
                 named = set()
             if len(wanted) == 1:
                 named = set(wanted)
-            refused.update(dict.fromkeys(named, error))
+            job.refused.update(dict.fromkeys(named, error))
             rest = [index for index in wanted if index not in named]
             parts = [rest] if named else [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
-            for part in parts:
-                if part:
-                    await self._encode_some(texts, part, vectors, refused)
+            await _all(self._encode_some(job, part) for part in parts if part)
             return
         for place in self._unusable(raw):
-            refused[wanted[place]] = ContentRejected(
+            job.refused[wanted[place]] = ContentRejected(
                 "the model gives a zero vector for this text, by which nothing can be found",
                 next_step="change the text",
             )
-        vectors[wanted] = self._finish(raw)
+        job.vectors[wanted] = self._finish(raw)
 
-    async def _embed(self, texts: Sequence[str]) -> Vectors:
-        raw = check_vectors((await self._embedder.embed(texts)).vectors, len(texts), "the embedder")
+    async def _embed(self, texts: Sequence[str], tokens: int, urgency: Urgency) -> Vectors:
+        """One request, again until it is answered or nobody waits for it any more."""
+        meter = urgency.meter
+
+        async def once() -> Served:
+            meter.reserve(tokens)
+            served: Served | None = None
+            try:
+                served = await self.pool.embed(texts, tokens=tokens, urgent=urgency.urgent, lane_or_tier=urgency.lane)
+            finally:
+                meter.paid(tokens, served)
+            return served
+
+        served = await patiently(once, going=urgency.going, trouble=urgency.trouble)
+        if served.counted:
+            self._estimate.learn(texts, served.tokens)
+        raw = check_vectors(served.vectors, len(texts), "the embedder")
         if raw.shape[1] != self.envelope.dimensions:
             raise WrongModel(
                 f"the model gives {raw.shape[1]} dimensions, the configuration says {self.envelope.dimensions}",
@@ -132,10 +274,11 @@ class Encoder:
         unit: Vectors = (wide / norms[:, None]).astype(np.float32)
         return unit
 
-    async def _check_canary(self, cause: ContentRejected) -> None:
+    async def _check_canary(self, cause: ContentRejected, urgency: Urgency) -> None:
         """An endpoint that now refuses all must not fill the dead letters: after a refusal, ask a plain sentence."""
         try:
-            raw = await self._embed([self.envelope.document_prefix + PROBE_TEXT])
+            text = self.envelope.document_prefix + PROBE_TEXT
+            raw = await self._embed([text], self._estimate.estimate(text), urgency)
         except ContentRejected as error:
             raise ConfigurationError(
                 f"the model refuses every text, also a plain sentence: {error.message}",
@@ -145,3 +288,16 @@ class Encoder:
             raise WrongModel(
                 "the model gives zero vectors, also for a plain sentence", next_step="check the model's weights"
             ) from cause
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """All at once; the first that fails ends the others, and is raised itself rather than in a group."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    if not tasks:
+        return
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

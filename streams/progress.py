@@ -46,6 +46,14 @@ class Counters:
     unchanged_skipped: int = 0
     dead_letters: int = 0
     mended: int = 0
+    tokens: int = 0
+    spent_nano_usd: int = 0
+    truncated: int = 0
+    cached: int = 0
+
+    @property
+    def cost_usd(self) -> float:
+        return self.spent_nano_usd / 1e9
 
     def embedded(self, lane: Lane) -> None:
         """One document's text went to the model."""
@@ -187,6 +195,7 @@ def combine(name: str, records: Iterable[ProgressRecord], partitions: int, now_m
         unchanged_skipped=counters.unchanged_skipped,
         dead_letters=counters.dead_letters,
         live_lag=sum(r.live_lag for r in newest),
+        cost_usd=counters.cost_usd,
         unsettled=sum(r.unsettled for r in newest),
         planned=planned,
         replay_done=len(newest) == partitions and all(r.replay_done for r in newest),

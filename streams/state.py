@@ -123,14 +123,22 @@ class Request(_Record):
     kind: Literal["repair", "redrive"]
 
 
+CONTROLS = {"replay_rate": "documents a second", "budget_usd": "USD for the whole build"}
+
+
 class Controls(_Record):
     """What may be changed while a build runs."""
 
     replay_rate: float | None = None
+    budget_usd: float | None = None
 
 
 class BuildState(_Record):
-    """One build of one version. `start` and `barrier`: offset by partition, stored before the first write (rule 2)."""
+    """One build of one version. `start` and `barrier`: offset by partition, stored before the first write (rule 2).
+
+    `canary`: base64 of float32[len(PROBE_TEXTS), dim], the probe texts' vectors when the space was born; empty for a
+    model without an endpoint.
+    """
 
     collection: str
     version: str
@@ -150,6 +158,7 @@ class BuildState(_Record):
     controls: Controls = Field(default_factory=Controls)
     requests: list[Request] = Field(default_factory=list)
     provenance: dict[str, str] = Field(default_factory=dict)
+    canary: str = ""
     started_ms: int = 0
     ready_ms: int = 0
     updated_ms: int = 0

@@ -6,13 +6,19 @@ It decides nothing; the worker, the command line and the API all open the outsid
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from connectors import services
-from connectors.embedders.hashing import HashingEmbedder
-from connectors.embedders.tei import TeiEmbedder
+from connectors.embedders import hashing, openai, tei
+from connectors.embedders.cache import VectorCache
+from connectors.embedders.canary import CanaryEmbedder, from_base64
+from connectors.embedders.endpoint import Endpoint
+from connectors.embedders.keys import read_key_file
+from connectors.embedders.pool import EndpointPool
 from connectors.errors import ConfigurationError, NotFound
 from connectors.kafka.headers import Headed, read_headed
 from connectors.kafka.log import KafkaLog
@@ -24,12 +30,15 @@ from connectors.protocols import Embedder
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.spaces import WeaviateStore, open_store
 from streams import config
+from streams.batching import BatchLimits
 from streams.config import Settings
+from streams.config_embedders import HashingEmbedder, OpenAIEmbedder, TeiEmbedder, Version
 from streams.encoding import Encoder
 from streams.state import TopicNames
 from streams.views import ProgressView, StateView
 
 SERVICES_FOLDER = Path(".crossfade/services")
+HASHING_AT_ONCE = 2  # it computes in this process: more at once would only take turns
 
 
 def wall_ms() -> int:
@@ -143,25 +152,103 @@ class Outside:
         return largest
 
 
-def make_embedder(settings: config.HashingEmbedder | config.TeiEmbedder, dimensions: int) -> Embedder:
-    """The embedder a version names. Opens no connection yet."""
-    if isinstance(settings, config.HashingEmbedder):
-        return HashingEmbedder(
-            dimensions,
-            word_ngrams=settings.word_ngrams,
-            char_ngrams=settings.char_ngrams,
-            sublinear=settings.sublinear,
-            seed=settings.seed,
-        )
-    return TeiEmbedder(
-        settings.url,
-        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
-        timeout_s=settings.timeout_s,
-        max_batch=settings.max_batch,
-        truncate=settings.truncate,
+def make_embedders(version: Version) -> list[tuple[str, Embedder]]:
+    """Of each endpoint of a version, with the name it has in messages. Opens no connection yet.
+
+    Raises ConfigurationError when a key file cannot be read.
+    """
+    if isinstance(version.embedder, HashingEmbedder):
+        return [("hashing", _hashing(version.embedder, version.dimensions))]
+    names: Counter[str] = Counter()
+    made: list[tuple[str, Embedder]] = []
+    for endpoint in version.endpoints:
+        host = urlsplit(endpoint.url).netloc
+        names[host] += 1
+        made.append((host if names[host] == 1 else f"{host}#{names[host]}", _over_http(endpoint, version.dimensions)))
+    return made
+
+
+def _hashing(settings: HashingEmbedder, dimensions: int) -> Embedder:
+    return hashing.HashingEmbedder(
+        dimensions,
+        word_ngrams=settings.word_ngrams,
+        char_ngrams=settings.char_ngrams,
+        sublinear=settings.sublinear,
+        seed=settings.seed,
     )
 
 
-def make_encoder(collection: config.Collection, version: config.Version) -> Encoder:
-    """The encoder of one declared version, with its own embedder."""
-    return Encoder(config.envelope_of(collection, version), make_embedder(version.embedder, version.dimensions))
+def _over_http(settings: TeiEmbedder | OpenAIEmbedder, dimensions: int) -> Embedder:
+    api_key = settings.api_key.get_secret_value() if settings.api_key else None
+    if settings.api_key_file is not None:
+        api_key = read_key_file(settings.api_key_file)
+    if isinstance(settings, TeiEmbedder):
+        return tei.TeiEmbedder(
+            settings.url,
+            path=settings.path,
+            api_key=api_key,
+            timeout_s=settings.timeout_s,
+            max_batch=settings.max_batch,
+            truncate=settings.truncate,
+        )
+    return openai.OpenAIEmbedder(
+        settings.url,
+        model=settings.model,
+        api_key=api_key,
+        timeout_s=settings.timeout_s,
+        max_batch=settings.max_batch,
+        dimensions=dimensions if settings.send_dimensions else None,
+        encoding=settings.encoding,
+        api_version=settings.api_version,
+    )
+
+
+def make_encoder(
+    settings: Settings,
+    collection: config.Collection,
+    version: Version,
+    *,
+    canary: str = "",
+    cache: VectorCache | None = None,
+) -> Encoder:
+    """The encoder of one declared version, with its own endpoints. `canary`: of the build (see BuildState), so that
+    no other model's vector comes through; `cache` is shared and stays open."""
+    made = make_embedders(version)
+    if isinstance(version.embedder, HashingEmbedder):
+        endpoints = [
+            Endpoint(name, embedder, concurrency=HASHING_AT_ONCE, fixed_concurrency=True) for name, embedder in made
+        ]
+    else:
+        birth = from_base64(canary) if canary else None
+        endpoints = [
+            _endpoint(name, embedder if birth is None else CanaryEmbedder(name, embedder, birth), said, settings.prices)
+            for (name, embedder), said in zip(made, version.endpoints, strict=True)
+        ]
+    pool = EndpointPool(endpoints)
+    characters = [said.max_batch_characters for said in version.endpoints if said.max_batch_characters]
+    tokens = [said.max_batch_tokens for said in version.endpoints if said.max_batch_tokens]
+    return Encoder(
+        config.envelope_of(collection, version),
+        pool,
+        limits=BatchLimits(pool.max_batch, min(characters, default=None), min(tokens, default=None)),
+        tokenizer=config.tokenizer_at(version.tokenizer) if version.tokenizer else None,
+        cache=cache,
+    )
+
+
+def _endpoint(
+    name: str, embedder: Embedder, said: TeiEmbedder | OpenAIEmbedder, prices: Mapping[str, float]
+) -> Endpoint:
+    price = said.price_per_million_tokens
+    return Endpoint(
+        name,
+        embedder,
+        requests_per_minute=said.requests_per_minute,
+        tokens_per_minute=said.tokens_per_minute,
+        concurrency=said.concurrency,
+        rank=said.rank,
+        weight=said.weight,
+        lanes=frozenset(said.lanes) if said.lanes else None,
+        overflow=said.overflow,
+        price=prices.get(said.model, 0.0) if price is None else price,
+    )

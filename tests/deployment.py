@@ -134,6 +134,12 @@ class Deployment:
         whole = combine(version, self.progress.partitions(build), build.partitions, 0)
         return whole.counted() if whole else Counters()
 
+    async def until_state(self, version: str, condition: Callable[[BuildState], bool], timeout_s: float = 90) -> None:
+        """A condition over the build's state, looked at whenever the state changes."""
+        key = f"{COLLECTION}/{version}"
+        async with asyncio.timeout(timeout_s):
+            await self.state.wait_for(lambda view: key in view.builds and condition(view.builds[key]))
+
     async def until_stage(self, version: str, stage: str, timeout_s: float = 90) -> BuildState:
         key = f"{COLLECTION}/{version}"
 

@@ -16,7 +16,7 @@ from streams.cli.output import F, emit, json_option, next_line, outcome_json, re
 from streams.cli.session import ASK_S, ask, run, session
 from streams.config import envelope_of
 from streams.control import whoami
-from streams.state import Command, Verb
+from streams.state import CONTROLS, Command, Verb
 
 collection_argument = click.argument("collection")
 version_argument = click.argument("version")
@@ -159,31 +159,33 @@ def set_(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Change VERSION while it runs. replay_rate: documents a second of the replay; none or 0 for no limit.
+    """Change VERSION while it runs. replay_rate: documents a second of the replay. budget_usd: most that may be spent
+    on embeddings before VERSION serves. none or 0 for no limit.
 
-    Example: crossfade set articles v2 replay_rate=50
+    Example: crossfade set articles v2 replay_rate=50 budget_usd=20
     """
     args: dict[str, JsonValue] = {}
     for change in changes:
         name, _, value = change.partition("=")
-        if name != "replay_rate":
-            raise click.UsageError(f"there is nothing named {name!r} to set; known: replay_rate=DOCS_PER_S")
-        args[name] = _rate(value)
+        if name not in CONTROLS:
+            known = ", ".join(f"{known} ({unit})" for known, unit in CONTROLS.items())
+            raise click.UsageError(f"there is nothing named {name!r} to set; known: {known}")
+        args[name] = _number(name, value)
     then = f"crossfade status {collection} {version} -w"
     _change(options, "set", collection, version, args, why, timeout_s, as_json, then)
 
 
-def _rate(value: str) -> float:
+def _number(name: str, value: str) -> float:
     """0 is no limit. The controller decides what is in range."""
     if value == "none":
         return 0.0
     try:
-        rate = float(value)
+        number = float(value)
     except ValueError:
-        rate = math.nan
-    if not math.isfinite(rate):  # JSON has no such numbers: it would arrive as no limit at all
-        raise click.UsageError(f"replay_rate={value}: wanted is a number of documents a second, or none")
-    return rate
+        number = math.nan
+    if not math.isfinite(number):  # JSON has no such numbers: it would arrive as no limit at all
+        raise click.UsageError(f"{name}={value}: wanted is a number of {CONTROLS[name]}, or none")
+    return number
 
 
 @click.command()

@@ -196,7 +196,7 @@ class Router:
                 "of its own",
             )
         if fingerprint not in self._encoders:
-            self._encoders[fingerprint] = make_encoder(configured, version)
+            self._encoders[fingerprint] = make_encoder(self._out.settings, configured, version, canary=build.canary)
         return self._encoders[fingerprint]
 
 

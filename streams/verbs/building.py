@@ -5,22 +5,25 @@ A verb only decides and asks the state store to write; it never writes a documen
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import orjson
 from pydantic import JsonValue
 
-from connectors.embedders.probe import probe_dimensions
-from connectors.errors import ConfigurationError, Refused
+from connectors.embedders.canary import check_birth, to_base64
+from connectors.embedders.probe import probe
+from connectors.errors import ConfigurationError, Refused, Transient
 from connectors.protocols import SpaceSpec
 from streams import config
 from streams.config import envelope_of
+from streams.config_embedders import HashingEmbedder, Version
 from streams.retry import a_while
-from streams.state import BuildState, CollectionState, Command, Controls, Failure, Intent, Request
+from streams.state import CONTROLS, BuildState, CollectionState, Command, Controls, Failure, Intent, Request
 from streams.verbs.desk import Desk, must_be_active
 from streams.versions import Stage, check_transition, space_name
 
-MOST_RATE = 1e6
+MOST = 1e6
 REQUESTS_KEPT = 50
 
 
@@ -42,8 +45,7 @@ async def set_(desk: Desk, command: Command) -> None:
     build = desk.state.build(command)
     must_be_active(build)
     controls = _new_controls(build.controls, command.args)
-    rate = f"{controls.replay_rate:g} documents/s" if controls.replay_rate else "no limit"
-    await desk.state.done(command, f"{build.key}: replay_rate {rate}", build.model_copy(update={"controls": controls}))
+    await desk.state.done(command, f"{build.key}: {_said(controls)}", build.model_copy(update={"controls": controls}))
 
 
 async def request(desk: Desk, command: Command) -> None:
@@ -125,7 +127,7 @@ async def _declare(
             next_step=f"kafka-configs --alter --topic {configured.topic} --add-config cleanup.policy=compact",
         )
     _check_same_deployment(desk, collection, configured)
-    await _check_dimensions(desk, command.collection, name, version)
+    canary = await _birth(desk, command.collection, name, version)
     collection = (collection or CollectionState(collection=command.collection, alias="", topic="")).model_copy(
         update={"alias": configured.alias, "topic": configured.topic}
     )
@@ -141,8 +143,9 @@ async def _declare(
         topic=configured.topic,
         topic_id=facts.topic_id,
         partitions=facts.partitions,
-        controls=_new_controls(Controls(replay_rate=version.replay_rate), command.args),
+        controls=_new_controls(Controls(replay_rate=version.replay_rate, budget_usd=version.budget_usd), command.args),
         provenance=dict(version.provenance),
+        canary=canary,
         started_ms=desk.out.wall_ms(),
     )
     if await desk.out.store.description(build.space) is not None:
@@ -196,18 +199,27 @@ def _check_same_deployment(desk: Desk, collection: CollectionState | None, confi
             )
 
 
-async def _check_dimensions(desk: Desk, collection: str, name: str, version: config.Version) -> None:
-    """The endpoint must give what the version declares, before a space of the wrong size exists."""
-    embedder = desk.out.make_embedder(version.embedder, version.dimensions)
+async def _birth(desk: Desk, collection: str, name: str, version: Version) -> str:
+    """The probe texts' vectors that every later reply is compared with (BuildState.canary).
+
+    The endpoint must give what the version declares before a space of the wrong size exists, and every fallback that
+    answers must give the same. Raises ConfigurationError, WrongModel, and what the first endpoint raises.
+    """
+    endpoints = desk.out.make_embedders(version)
     try:
-        dimensions = await probe_dimensions(embedder)
+        first = await probe(endpoints[0][1])
+        if first.shape[1] != version.dimensions:
+            raise ConfigurationError(
+                f"{collection}/{name} declares {version.dimensions} dimensions, its endpoint gives {first.shape[1]}",
+                next_step=f"set dimensions: {first.shape[1]} in the configuration, or correct the endpoint",
+            )
+        for where, embedder in endpoints[1:]:
+            with contextlib.suppress(Transient):  # away for now: its first reply will be compared
+                check_birth(where, await probe(embedder), first)
     finally:
-        await embedder.close()
-    if dimensions != version.dimensions:
-        raise ConfigurationError(
-            f"{collection}/{name} declares {version.dimensions} dimensions, its endpoint gives {dimensions}",
-            next_step=f"set dimensions: {dimensions} in the configuration, or correct the endpoint",
-        )
+        for _, embedder in endpoints:
+            await embedder.close()
+    return "" if isinstance(version.embedder, HashingEmbedder) else to_base64(first)
 
 
 def _envelope_json(canonical: str) -> dict[str, JsonValue]:
@@ -217,14 +229,23 @@ def _envelope_json(canonical: str) -> dict[str, JsonValue]:
 
 def _new_controls(controls: Controls, args: Mapping[str, JsonValue]) -> Controls:
     """What `set` and `start` may change. Raises Refused for a value out of range; unknown names change nothing."""
-    if "replay_rate" not in args:
-        return controls
-    rate = args["replay_rate"]
-    if rate is None or rate == 0:
-        return controls.model_copy(update={"replay_rate": None})
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= MOST_RATE:
-        raise Refused(
-            f"replay_rate {rate!r} is out of range",
-            next_step=f"documents a second: above 0 and up to {MOST_RATE:g}; 0 for no limit",
-        )
-    return controls.model_copy(update={"replay_rate": float(rate)})
+    changed: dict[str, float | None] = {}
+    for name, unit in CONTROLS.items():
+        if name not in args:
+            continue
+        value = args[name]
+        if value is None or value == 0:
+            changed[name] = None
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
+            raise Refused(
+                f"{name} {value!r} is out of range", next_step=f"{unit}: above 0 and up to {MOST:g}; 0 for no limit"
+            )
+        changed[name] = float(value)
+    return controls.model_copy(update=changed)
+
+
+def _said(controls: Controls) -> str:
+    rate = f"{controls.replay_rate:g} documents/s" if controls.replay_rate else "no limit"
+    budget = f"{controls.budget_usd:g} USD" if controls.budget_usd else "no limit"
+    return f"replay_rate {rate}, budget {budget}"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from connectors.errors import Refused
 from connectors.protocols import Embedder, Log, VectorStore
-from streams import config
 from streams.config import Settings
+from streams.config_embedders import Version
 from streams.migration.sweep import Sweep
 from streams.state import BuildState, TopicNames
 from streams.state_store import StateStore
@@ -21,12 +21,13 @@ from streams.views import ProgressView
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What the controller acts on. `settings` reads the configuration anew; `sweep` compares a build with the log."""
+    """What the controller acts on. `settings` reads the configuration anew; `make_embedders`: of each endpoint, with
+    its name; `sweep` compares a build with the log."""
 
     settings: Callable[[], Settings]
     kafka: Log
     store: VectorStore
-    make_embedder: Callable[[config.HashingEmbedder | config.TeiEmbedder, int], Embedder]
+    make_embedders: Callable[[Version], list[tuple[str, Embedder]]]
     sweep: Callable[[BuildState], Awaitable[Sweep]]
     wall_ms: Callable[[], int]
 

@@ -1,6 +1,6 @@
 """An embedding endpoint in the shape of TEI, on loopback, that fails as told; its vectors are the same on every run.
 
-Must never answer a text with another vector than the one it gave before.
+Must never answer a text with another vector than the one it gave before, unless a test swaps its model.
 """
 
 from __future__ import annotations
@@ -13,23 +13,27 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
 
+from connectors.embedders.probe import PROBE_TEXTS
+
 DIMENSIONS = 16
-Mode = Literal["works", "slow", "500", "503", "cut", "half"]
+Mode = Literal["works", "slow", "401", "500", "503", "cut", "half"]
 
 
-def vector(text: str) -> list[float]:
-    digest = hashlib.sha256(text.encode()).digest()
+def vector(text: str, model: str = "") -> list[float]:
+    digest = hashlib.sha256((model + text).encode()).digest()
     return [digest[i] / 255 + 0.01 for i in range(DIMENSIONS)]
 
 
 class TeiServer:
     """`mode`: "cut" breaks the connection instead of answering, "half" in the middle of the answer.
 
-    `embedded` are the texts answered for, in order; `refused` counts the requests that were failed on purpose.
+    `embedded` are the documents' texts answered for, in order, without those of the canary; `refused` counts the
+    requests that were failed on purpose; `model`: another name, other vectors.
     """
 
     def __init__(self) -> None:
         self.mode: Mode = "works"
+        self.model = ""
         self.answer_after_s = 0.0
         self.embedded: list[str] = []
         self.refused = 0
@@ -65,6 +69,10 @@ class TeiServer:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        if head.startswith("get "):
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            return True
         length = next(int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-length:"))
         texts: list[str] = json.loads(await reader.readexactly(length))["inputs"]
         self.asked += 1
@@ -75,18 +83,18 @@ class TeiServer:
         if mode == "cut":
             writer.transport.abort()
             return False
-        if mode in ("500", "503"):
+        if mode in ("401", "500", "503"):
             writer.write(f"HTTP/1.1 {mode} Error\r\nContent-Length: 5\r\n\r\nsorry".encode())
             await writer.drain()
             return True
-        body = json.dumps([vector(text) for text in texts]).encode()
+        body = json.dumps([vector(text, self.model) for text in texts]).encode()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         if mode == "half":
             writer.write(head.encode() + body[: len(body) // 2])
             await writer.drain()
             writer.transport.close()
             return False
-        self.embedded += texts
+        self.embedded += [text for text in texts if text not in PROBE_TEXTS]
         writer.write(head.encode() + body)
         await writer.drain()
         return True

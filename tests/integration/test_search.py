@@ -65,7 +65,7 @@ async def served(outside: Outside) -> AsyncIterator[Served]:
         envelope = envelope_of(collection, collection.version(version))
         space = f"{collection.alias}_{version}_{epoch}_{envelope.fingerprint}"
         await outside.store.create_space(SpaceSpec(space, envelope.dimensions, "cosine", envelope.canonical_json()))
-        encoder = make_encoder(collection, collection.version(version))
+        encoder = make_encoder(outside.settings, collection, collection.version(version))
         vectors = await encoder.encode_documents(list(DOCUMENTS.values()))
         await encoder.close()
         objects = []

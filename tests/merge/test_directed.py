@@ -17,6 +17,7 @@ from streams.mend import Mender
 from streams.ordering import Event, Lane, PartitionLedger
 from tests.merge import virtual_time
 from tests.merge.world import NAMES, REFUSED_BY_MODEL, TOPIC, World
+from tests.pools import ENDPOINT_AT_ONCE
 
 LIMITS = Limits(batch=8, window=16, read_records=8, write_deadline_s=2.0, settle_s=4.0)
 
@@ -502,7 +503,8 @@ def test_a_killed_replay_costs_no_more_than_what_was_in_flight() -> None:
         world.kill_worker("a")
         world.start_worker("b")
 
-    assert play(story, limits=limits).embeddings <= 60 + limits.batch * limits.concurrency
+    groups = limits.concurrency + ENDPOINT_AT_ONCE // 2  # a group is two requests there
+    assert play(story, limits=limits).embeddings <= 60 + limits.batch * groups
 
 
 # --- redrive --------------------------------------------------------------------------------------------------------

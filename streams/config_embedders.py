@@ -50,13 +50,15 @@ class Endpoint(Strict):
     `concurrency`: most requests in flight, below which the best number is found while it runs. `rank`: endpoints of a
     higher one are used when all of a lower one are away, or with `overflow` also when they are full; `weight`: shares
     within a rank. `lanes`: which work goes there, all by default. `price_per_million_tokens`: USD, else from `prices`.
+    `ca_file`: the authorities to trust instead of the public ones.
     """
 
     url: HttpUrl
     model: Text
     revision: str = ""
     api_key: Secret | None = None
-    api_key_file: FilePath | None = None
+    ca_file: FilePath | None = None
+    http2: bool = True
     timeout_s: Seconds = 30.0
     max_batch: Count = 32
     max_batch_characters: Count | None = None
@@ -69,12 +71,6 @@ class Endpoint(Strict):
     weight: Rate = 1.0
     overflow: bool = False
     lanes: Annotated[list[Lane], Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_key(self) -> Endpoint:
-        if self.api_key is not None and self.api_key_file is not None:
-            raise wrong("stands beside api_key", "one of api_key and api_key_file", "api_key_file")
-        return self
 
 
 class TeiEmbedder(Endpoint):

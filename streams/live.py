@@ -190,11 +190,13 @@ class LiveLane:
             position = commit.offset if commit is not None else state.start[partition]  # rule 2
             check_position(state, partition, position, bounds[partition])
             last = self._left_by(partition, commit)
+            now_ms, kept_ms = self._build.wall_ms(), facts.delete_retention_ms
+            followed_ms = last.at_ms if last is not None else now_ms
             ledger = PartitionLedger(
                 partition,
                 live_position=position,
                 replaying=partition not in state.replayed,
-                following=Following(last.at_ms if last else self._build.wall_ms(), facts.delete_retention_ms),
+                following=Following(followed_ms, kept_ms, late=now_ms - followed_ms > kept_ms),
             )
             if last is not None:
                 if not last.clean:

@@ -407,7 +407,7 @@ class PartitionLedger:
 
 # rule 8: what a lane that was away may have missed
 
-FOLLOWED_WITHIN_MS = 10_000  # a lane at work looks at the log's end each second; below this no absence can be told
+FOLLOWED_WITHIN_MS = 10_000  # a lane at work looks at the log's end each second, or so: less is no lateness yet
 
 
 @dataclass(slots=True)

@@ -17,7 +17,6 @@ from connectors.embedders import hashing, openai, tei
 from connectors.embedders.cache import VectorCache
 from connectors.embedders.canary import CanaryEmbedder, from_base64
 from connectors.embedders.endpoint import Endpoint
-from connectors.embedders.keys import read_key_file
 from connectors.embedders.pool import EndpointPool
 from connectors.errors import ConfigurationError, NotFound
 from connectors.kafka.headers import Headed, read_headed
@@ -153,10 +152,7 @@ class Outside:
 
 
 def make_embedders(version: Version) -> list[tuple[str, Embedder]]:
-    """Of each endpoint of a version, with the name it has in messages. Opens no connection yet.
-
-    Raises ConfigurationError when a key file cannot be read.
-    """
+    """Of each endpoint of a version, with the name it has in messages. Opens no connection yet."""
     if isinstance(version.embedder, HashingEmbedder):
         return [("hashing", _hashing(version.embedder, version.dimensions))]
     names: Counter[str] = Counter()
@@ -180,13 +176,13 @@ def _hashing(settings: HashingEmbedder, dimensions: int) -> Embedder:
 
 def _over_http(settings: TeiEmbedder | OpenAIEmbedder, dimensions: int) -> Embedder:
     api_key = settings.api_key.get_secret_value() if settings.api_key else None
-    if settings.api_key_file is not None:
-        api_key = read_key_file(settings.api_key_file)
     if isinstance(settings, TeiEmbedder):
         return tei.TeiEmbedder(
             settings.url,
             path=settings.path,
             api_key=api_key,
+            ca_file=settings.ca_file,
+            http2=settings.http2,
             timeout_s=settings.timeout_s,
             max_batch=settings.max_batch,
             truncate=settings.truncate,
@@ -195,6 +191,8 @@ def _over_http(settings: TeiEmbedder | OpenAIEmbedder, dimensions: int) -> Embed
         settings.url,
         model=settings.model,
         api_key=api_key,
+        ca_file=settings.ca_file,
+        http2=settings.http2,
         timeout_s=settings.timeout_s,
         max_batch=settings.max_batch,
         dimensions=dimensions if settings.send_dimensions else None,

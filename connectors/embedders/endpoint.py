@@ -118,6 +118,7 @@ class Endpoint:
         self.price = price
         self.most_in_flight = most
         self.refused: str | None = None  # set by the pool
+        self.trouble = ""  # why it last failed
         self._requests = None if requests_per_minute is None else TokenBucket(requests_per_minute, 0.0)
         self._tokens = None if tokens_per_minute is None else TokenBucket(tokens_per_minute, 0.0)
         self._concurrency = AdaptiveConcurrency(most, most if fixed_concurrency else 1)
@@ -260,6 +261,7 @@ class Endpoint:
     def _slow_down(self, turn: Turn, error: Transient) -> None:
         now_s = _now_s()
         throttled = isinstance(error, Throttled)
+        self.trouble = error.message
         lowest = self._concurrency.limit == self._concurrency.least
         first = self._concurrency.refused(turn.ticket, self._in_flight, throttled=throttled)
         hold_s = error.retry_after_s or 0.0
@@ -366,8 +368,9 @@ async def queue(endpoints: Sequence[Endpoint], tokens: int, urgent: bool) -> Tur
 def away(endpoints: Sequence[Endpoint], wait_s: float) -> Unreachable:
     """What is raised when none of them may be asked for `wait_s`."""
     names = ", ".join(endpoint.name for endpoint in endpoints)
+    said = next((endpoint.trouble for endpoint in endpoints if endpoint.trouble), "it does not answer")
     return Unreachable(
-        f"every endpoint of {names} is away" if len(endpoints) > 1 else f"endpoint {names} is away",
+        (f"every endpoint of {names} is away" if len(endpoints) > 1 else f"endpoint {names} is away") + f": {said}",
         next_step="look at the endpoint's own log; start it, or correct its address in the configuration",
         retry_after_s=wait_s,
     )

@@ -11,6 +11,7 @@ from connectors.errors import ConfigurationError, NotFound
 from streams import config
 from streams.config import Settings, envelope_of, find_config, load, schema_of
 from streams.config_embedders import HashingEmbedder, TeiEmbedder, Version
+from tests.unit.tokenizers import word_level
 
 SECRET = "hunter2-hunter2"
 BASE = """\
@@ -54,17 +55,27 @@ def test_the_shipped_configuration_loads_with_its_examples_uncommented(
     for line in Path("config/crossfade.yaml").read_text().splitlines():
         bare = line.lstrip()
         indent = line[: len(line) - len(bare)]
-        example = bare.startswith("# ") and bare[2:].split(":")[0].strip().replace(".", "_").isidentifier()
+        name = bare[2:].split(":")[0].strip().removeprefix("- ").replace(".", "_")
+        example = bare.startswith("# ") and name.isidentifier()
         lines.append(indent + bare[2:] if example and ":" in bare and indent else line)
     secret = tmp_path / "kafka-password"
     secret.write_text(SECRET)
     text = "\n".join(lines).replace("/run/secrets/kafka-password", str(secret))
+    text = text.replace("/run/secrets/embeddings-key", str(secret))
+    (tmp_path / "e5").mkdir()
+    (tmp_path / "e5" / "tokenizer.json").write_bytes(word_level())
     for name in ("KAFKA_USER", "WEAVIATE_API_KEY", "TEI_API_KEY"):
         monkeypatch.setenv(name, SECRET)
     settings = loaded(tmp_path, text)
     assert list(settings.collection("articles").versions) == ["v1", "v2", "e5"]
     assert settings.kafka.client["sasl.password"] == SECRET
     assert SECRET not in repr(settings)
+    collection = settings.collection("articles")
+    e5 = collection.version("e5")
+    assert [(endpoint.provider, endpoint.rank) for endpoint in e5.endpoints] == [("tei", 0), ("openai", 1)]
+    envelope = envelope_of(collection, e5)
+    assert envelope.chunking.startswith("tokens:400:50:")
+    assert envelope.options["overlong"] == "truncate"
 
 
 def test_defaults_and_names(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import orjson
 
 from benchmarks.gpu_server import DIMENSIONS, MODEL
 from benchmarks.workload import Feed
+from streams.build import Limits as LaneLimits
 from streams.config import Settings
-from streams.embed_agent import Limits as LaneLimits
 from streams.encoding import Urgency
 from streams.wiring import make_encoder
 

@@ -24,13 +24,13 @@ from pydantic import ValidationError
 from connectors.embedders.cache import VectorCache
 from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient, Unreachable
 from streams import config
+from streams.build import Batch, Build, Limits
 from streams.build_runner import AgentHost, BuildRunner, failure_command
 from streams.chunking import make_chunker
 from streams.config import Settings, envelope_of, schema_of
 from streams.config_embedders import Version
 from streams.control import send
 from streams.controller import Controller
-from streams.embed_agent import Batch, Build, Limits
 from streams.faust_credentials import broker_credentials
 from streams.identity import check_model, check_source, check_state_kept, check_state_topic
 from streams.migration.verify import held_positions, verify

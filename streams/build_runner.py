@@ -16,7 +16,8 @@ from typing import Protocol
 
 from connectors.errors import CrossfadeError, Fenced, IdentityChanged, NotFound, Terminal, Transient, WrongModel
 from connectors.protocols import Log, RecordSink, VectorStore
-from streams.embed_agent import Batch, Build, EmbedAgent
+from streams.build import Batch, Build
+from streams.embed_agent import EmbedAgent
 from streams.identity import check_position, check_properties, check_space, check_topic, topic_gone
 from streams.live import LiveLane
 from streams.mend import Mender

@@ -8,92 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
-from connectors.errors import ContentRejected, IdentityChanged, Transient
-from connectors.protocols import Head, Record, RecordSink, Space, Vectors
+from connectors.errors import IdentityChanged, Transient
+from connectors.protocols import Head, Record, Vectors
 from streams import documents
-from streams.chunking import Chunker
-from streams.documents import Delete, DocumentSchema, Put, Rejected
-from streams.encoding import Encoder, Urgency
+from streams.build import Batch, Build
+from streams.documents import Delete, Put, Rejected
+from streams.encoding import Urgency
 from streams.key_index import ABSENT
-from streams.ordering import Action, Event, Lane, Lease, Outcome, PartitionLedger, decide
-from streams.progress import Counters
+from streams.ordering import Action, Event, Lane, Outcome, PartitionLedger, decide
+from streams.parts import Parts
 from streams.retry import patiently
 from streams.space_objects import Origin, space_object
 from streams.space_writer import DocumentWrite, SpaceWriter
-from streams.spending import PartitionMeter, Spending
+from streams.spending import PartitionMeter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SPLIT_IN_THREAD = 2_000  # characters
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one build keeps in flight. `window`: events a lane, at most; also what a former owner may have had.
-
-    `concurrency`: groups of a lane that read or write the space at once; the endpoint has limits of its own.
-    """
-
-    batch: int = 64
-    concurrency: int = 2
-    window: int = 4096
-    bytes_in_flight: int = 64 * 2**20
-    read_records: int = 1000
-    write_deadline_s: float = 20.0
-    settle_s: float = 30.0
-
-    @property
-    def reach(self) -> int:
-        """Events of a lane and partition that may be past the committed one: in flight, read, or in the channel."""
-        return self.window + 4 * self.read_records
-
-
-class Batch(NamedTuple):
-    """Records of one lane and partition in offset order; everything below `position` has been delivered.
-
-    `digests` stand beside the records (see documents.key_digest). A replay batch holds only records that the key
-    index calls current.
-    """
-
-    lane: Lane
-    ledger: PartitionLedger
-    records: Sequence[Record]
-    digests: Sequence[bytes]
-    position: int
-
-
-@dataclass(slots=True)
-class Build:
-    """What every part of one build works with."""
-
-    collection: str
-    version: str
-    epoch: int
-    topic: str
-    dead_letters: str
-    schema: DocumentSchema
-    store_text: bool
-    space_mark: str
-    space: Space
-    encoder: Encoder
-    chunker: Chunker
-    sink: RecordSink
-    lease: Lease
-    limits: Limits
-    wall_ms: Callable[[], int]
-    spending: Spending = field(default_factory=Spending)
-    counters: dict[int, Counters] = field(default_factory=lambda: defaultdict(Counters))
-
-    @property
-    def name(self) -> str:
-        return f"{self.collection}/{self.version}"
 
 
 class Sourced(NamedTuple):
@@ -306,11 +243,12 @@ class EmbedAgent:
                 else:
                     to_embed.append(sourced)
         kept, lacking = await self._with_kept_vectors(to_keep, events)
-        embedded = await self._embed([*to_embed, *lacking], outcomes, events)
-        async with self._slots[lane]:
-            outcomes.extend(await self._store([*kept, *embedded], {write.event for write in kept}))
-            await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
-        outcomes.extend((event, Outcome.DELETED) for event in to_delete)
+        if kept or to_delete:
+            async with self._slots[lane]:
+                outcomes.extend(await self._store(kept, {write.event for write in kept}))
+                await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
+            outcomes.extend((event, Outcome.DELETED) for event in to_delete)
+        outcomes.extend(await self._embed_and_store(lane, [*to_embed, *lacking], events))
         return [(event, outcome) for event, outcome in outcomes if event.ledger.active]
 
     async def _store(self, writes: Sequence[DocumentWrite], kept: set[Event]) -> list[tuple[Event, Outcome]]:
@@ -362,42 +300,49 @@ class EmbedAgent:
             writes.append(self._document(item, texts, vectors, origin))
         return writes, lacking
 
-    async def _embed(
-        self, to_embed: Sequence[Sourced], outcomes: list[tuple[Event, Outcome]], group: Sequence[Event]
-    ) -> list[DocumentWrite]:
-        """Texts to vectors; a document whose content is refused goes to the dead letters, alone."""
+    async def _embed_and_store(
+        self, lane: Lane, to_embed: Sequence[Sourced], group: Sequence[Event]
+    ) -> list[tuple[Event, Outcome]]:
+        """Texts to vectors, and each document into the space as soon as it has all of its own: a kill then costs what
+        was at the endpoint, not what had come back. One whose content is refused goes to the dead letters, alone."""
         to_embed = [item for item in to_embed if item.event.ledger.active]
-        chunks = await self._pieces(to_embed)
-        vectors = await self._vectors(chunks, group)
-        origin = Origin("embedded", self.build.wall_ms())
-        writes: list[DocumentWrite] = []
-        for item, texts, result in zip(to_embed, chunks, vectors, strict=True):
-            event = item.event
-            if isinstance(result, ContentRejected):
-                await self._dead_letter(event.record, "content_rejected", result.message, event.ledger)
-                outcomes.append((event, Outcome.DEAD_LETTER))
-                continue
-            self.build.counters[event.ledger.partition].embedded(event.lane)
-            writes.append(self._document(item, texts, list(result), origin))
-        return writes
-
-    async def _vectors(self, chunks: Sequence[list[str]], group: Sequence[Event]) -> list[Vectors | ContentRejected]:
-        """float32[chunks of the document, dim] for each document, or why its content was refused."""
-        if not chunks:
+        if not to_embed:
             return []
-        texts = [text for parts in chunks for text in parts]
-        encoded = await self.build.encoder.encode_each(texts, self._urgency(group))
+        parts = Parts(await self._pieces(to_embed))
+        origin = Origin("embedded", self.build.wall_ms())
+        stores: list[asyncio.Task[list[tuple[Event, Outcome]]]] = []
+
+        def ready(indexes: Sequence[int], vectors: Vectors) -> None:
+            writes = []
+            for number in parts.arrived(indexes, vectors):
+                item, (texts, found) = to_embed[number], parts.document(number)
+                self.build.counters[item.event.ledger.partition].embedded(item.event.lane)
+                writes.append(self._document(item, texts, found, origin))
+            if writes:
+                stores.append(asyncio.ensure_future(self._store_in_turn(lane, writes)))
+
+        try:
+            encoded = await self.build.encoder.encode_each(parts.texts, self._urgency(group), ready)
+        except BaseException as cause:
+            if isinstance(cause, asyncio.CancelledError):
+                for store in stores:
+                    store.cancel()
+            # else what was embedded is stored, although another request of the group has failed for good
+            await asyncio.gather(*stores, return_exceptions=True)
+            raise
+        outcomes = [outcome for written in await asyncio.gather(*stores) for outcome in written]
         counters = self.build.counters[group[0].record.partition]
         counters.truncated += encoded.truncated
         counters.cached += encoded.cached
-        result: list[Vectors | ContentRejected] = []
-        at = 0
-        for parts in chunks:
-            span = range(at, at + len(parts))
-            refused = next((encoded.rejected[i] for i in span if i in encoded.rejected), None)
-            result.append(encoded.vectors[at : at + len(parts)] if refused is None else refused)
-            at += len(parts)
-        return result
+        for number, error in parts.refused(encoded.rejected).items():
+            event = to_embed[number].event
+            await self._dead_letter(event.record, "content_rejected", error.message, event.ledger)
+            outcomes.append((event, Outcome.DEAD_LETTER))
+        return outcomes
+
+    async def _store_in_turn(self, lane: Lane, writes: Sequence[DocumentWrite]) -> list[tuple[Event, Outcome]]:
+        async with self._slots[lane]:
+            return await self._store(writes, set())
 
     def _urgency(self, group: Sequence[Event]) -> Urgency:
         """Live events go first at the endpoint, and wait for it as long as one of the group is still ours."""

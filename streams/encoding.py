@@ -62,6 +62,10 @@ class Urgency:
         return self.lane != "replay"
 
 
+Ready = Callable[[Sequence[int], Vectors], None]
+"""Called as vectors come: with the texts' indexes, and float32[n, dim] of them."""
+
+
 class Encoded(NamedTuple):
     """`vectors`: float32[n, dim], in the order of the texts, rows of rejected texts zero; `rejected`: by index.
 
@@ -77,9 +81,10 @@ class Encoded(NamedTuple):
 class _Job:
     """The texts of one call on their way: prefixed, cut, measured; their vectors as they come."""
 
-    def __init__(self, texts: list[str], dimensions: int, urgency: Urgency) -> None:
+    def __init__(self, texts: list[str], dimensions: int, urgency: Urgency, ready: Ready) -> None:
         self.texts = texts
         self.urgency = urgency
+        self.ready = ready
         self.vectors: Vectors = np.zeros((len(texts), dimensions), np.float32)
         self.refused: dict[int, ContentRejected] = {}
         self.tokens = [0] * len(texts)
@@ -120,14 +125,20 @@ class Encoder:
             ) from first
         return vectors
 
-    async def encode_each(self, texts: Sequence[str], urgency: Urgency = Urgency()) -> Encoded:
+    async def encode_each(
+        self,
+        texts: Sequence[str],
+        urgency: Urgency = Urgency(),
+        ready: Ready = lambda _, __: None,
+    ) -> Encoded:
         """As `encode_documents`, but the texts the model cannot take are told apart and the others' vectors kept:
         nothing is embedded twice because of a neighbour, or because another batch has to wait for the endpoint.
+        `ready` hears of each text that has its vector, once, before this returns or raises.
 
         Raises Transient when the endpoint is away or busy and nobody waits any more, AccessDenied, WrongModel when
         what it gives is not of this model, ConfigurationError when it refuses even a plain sentence.
         """
-        job = _Job([self.envelope.document_prefix + text for text in texts], self.envelope.dimensions, urgency)
+        job = _Job([self.envelope.document_prefix + text for text in texts], self.envelope.dimensions, urgency, ready)
         blank: dict[int, ContentRejected] = {}
         for index, text in enumerate(texts):
             if not text or text.isspace():  # a prefix would hide that there is nothing to embed
@@ -202,9 +213,12 @@ class Encoder:
         if self._cache is None or not wanted:
             return set()
         found = await self._cache.get_many(self.envelope.fingerprint, [job.texts[index] for index in wanted])
+        kept = [wanted[at] for at in found]
         for at, vector in found.items():
             job.vectors[wanted[at]] = vector
-        return {wanted[at] for at in found}
+        if kept:
+            job.ready(kept, job.vectors[kept])
+        return set(kept)
 
     async def _embed_all(self, job: _Job, wanted: list[int]) -> None:
         refused_before = set(job.refused)
@@ -235,6 +249,8 @@ class Encoder:
                 next_step="change the text",
             )
         job.vectors[wanted] = self._finish(raw)
+        if usable := [index for index in wanted if index not in job.refused]:
+            job.ready(usable, job.vectors[usable])
 
     async def _embed(self, texts: Sequence[str], tokens: int, urgency: Urgency) -> Vectors:
         """One request, again until it is answered or nobody waits for it any more."""

@@ -15,8 +15,9 @@ import orjson
 
 from connectors.errors import Fenced, Transient
 from connectors.protocols import Commit, GroupReader, Log, Record
+from streams.build import Batch, Build
 from streams.documents import key_digest
-from streams.embed_agent import Batch, Build, EmbedAgent
+from streams.embed_agent import EmbedAgent
 from streams.identity import check_position, check_topic
 from streams.ordering import Following, Lane, PartitionLedger, Takeover
 from streams.state import BuildState

@@ -14,8 +14,9 @@ from typing import TypeVar
 from connectors.errors import Transient
 from connectors.protocols import Log, RangeBatch, Record
 from streams import documents
+from streams.build import Build
 from streams.documents import Delete, Put, Rejected
-from streams.embed_agent import Build, EmbedAgent
+from streams.embed_agent import EmbedAgent
 from streams.key_index import Expected
 from streams.migration.compare import Comparison, Suspect
 from streams.ordering import Doubt, Finding, PartitionLedger

@@ -15,8 +15,9 @@ import orjson
 
 from connectors.errors import Transient
 from connectors.protocols import Commit, Log, RangeBatch, Record
+from streams.build import Batch, Build
 from streams.documents import key_digest
-from streams.embed_agent import Batch, Build, EmbedAgent
+from streams.embed_agent import EmbedAgent
 from streams.key_index import KeyIndex, KeyIndexBuilder
 from streams.ordering import Lane, PartitionLedger
 from streams.retry import patiently

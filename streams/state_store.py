@@ -88,7 +88,7 @@ class StateStore:
         """The command's outcome with the builds and fields of the collection it changed; it also ends an intent."""
         outcome = CommandOutcome(id=command.id, ok=True, message=message, data=data or {})
         changed = self.collection(command).with_outcome(outcome, self._wall_ms(), **(collection or {}))
-        await self.commit(changed, builds, command, event or command.verb, message)
+        await self.commit(changed, builds, command, event or command.verb, message, data=data)
 
     async def commit(
         self,
@@ -97,8 +97,10 @@ class StateStore:
         command: Command,
         event: str,
         message: str = "",
+        *,
+        data: dict[str, JsonValue] | None = None,
     ) -> None:
-        """State and journal, all or nothing."""
+        """State and journal, all or nothing. `data`: what the journal keeps beside the builds."""
         now_ms = self._wall_ms()
         builds = [build.model_copy(update={"updated_ms": now_ms}) for build in builds]
         entry = JournalEntry(
@@ -110,7 +112,10 @@ class StateStore:
             who=command.who,
             why=command.why or message,
             command_id=command.id,
-            data={b.key: {"stage": b.stage.value, "space": b.space, "envelope": b.envelope} for b in builds},
+            data={
+                **{b.key: {"stage": b.stage.value, "space": b.space, "envelope": b.envelope} for b in builds},
+                **({"outcome": data} if data else {}),
+            },
         )
         records = [Write(self._names.state, collection.collection.encode(), collection.to_bytes())]
         records += [Write(self._names.state, build.key.encode(), build.to_bytes()) for build in builds]

@@ -11,7 +11,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from connectors.embedders.limits import AdaptiveConcurrency, Circuit, State, Ticket, TokenBucket
+from connectors.embedders.concurrency import AdaptiveConcurrency, Ticket
+from connectors.embedders.limits import Circuit, State, TokenBucket
 from connectors.errors import (
     ConfigurationError,
     ContentRejected,

@@ -110,6 +110,9 @@ def note(status: VersionStatus) -> str:
         notes.append(f"unsettled {whole.unsettled}")
     if whole is not None and whole.dead_letters:
         notes.append(f"dead letters {whole.dead_letters}")
+    if whole is not None and whole.cost_usd:
+        budget = build.controls.budget_usd
+        notes.append(f"spent {whole.cost_usd:.2f}{f' of {budget:g}' if budget else ''} USD")
     return ", ".join(notes)
 
 
@@ -165,6 +168,7 @@ def version_json(status: VersionStatus) -> dict[str, JSON]:
             "paused": build.paused,
             "failure": build.failure.cause if build.failure else None,
             "replay_rate": build.controls.replay_rate,
+            "budget_usd": build.controls.budget_usd,
             "provenance": dict(build.provenance),
             "started_ms": build.started_ms,
             "ready_ms": build.ready_ms or None,
@@ -179,6 +183,8 @@ def version_json(status: VersionStatus) -> dict[str, JSON]:
             "eta_s": whole.eta_s,
             "live_lag": whole.live_lag,
             "unsettled": whole.unsettled,
+            "cost_usd": whole.cost_usd,
+            "tokens": whole.counters.get("tokens", 0),
             "dead_letters": whole.dead_letters,
             "counters": dict(whole.counters),
         }

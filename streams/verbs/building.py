@@ -20,7 +20,7 @@ from streams.config import envelope_of
 from streams.config_embedders import HashingEmbedder, Version
 from streams.retry import a_while
 from streams.state import CONTROLS, BuildState, CollectionState, Command, Controls, Failure, Intent, Request
-from streams.verbs.desk import Desk, must_be_active
+from streams.verbs.desk import Desk, must_be_active, spent
 from streams.versions import Stage, check_transition, space_name
 
 MOST = 1e6
@@ -72,7 +72,8 @@ async def replayed(desk: Desk, command: Command) -> None:
     if complete:
         update |= {"stage": Stage.READY, "ready_ms": desk.out.wall_ms()}
     message = f"{build.key} is ready" if complete else f"{build.key}: the replay of partition {partition} is complete"
-    await desk.state.done(command, message, build.model_copy(update=update))
+    data = spent(desk, build) if complete else None
+    await desk.state.done(command, message, build.model_copy(update=update), data=data)
 
 
 async def failed(desk: Desk, command: Command) -> None:

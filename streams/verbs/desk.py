@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from connectors.errors import Refused
 from connectors.protocols import Embedder, Log, VectorStore
 from streams.config import Settings
 from streams.config_embedders import Version
 from streams.migration.sweep import Sweep
+from streams.progress import Counters
 from streams.state import BuildState, TopicNames
 from streams.state_store import StateStore
 from streams.versions import next_command
@@ -40,6 +43,14 @@ class Desk:
     out: Outside
     state: StateStore
     progress: ProgressView
+
+
+def spent(desk: Desk, build: BuildState) -> dict[str, JsonValue]:
+    """For the journal: what the build's embeddings came to, as its workers last reported."""
+    counters = Counters()
+    for record in desk.progress.partitions(build):
+        counters.add(record.counted())
+    return {"tokens": counters.tokens, "cost_usd": counters.cost_usd}
 
 
 def must_be_active(build: BuildState) -> None:

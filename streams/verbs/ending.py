@@ -8,7 +8,7 @@ from __future__ import annotations
 from connectors.errors import Refused
 from streams.retry import a_while
 from streams.state import Command
-from streams.verbs.desk import Desk
+from streams.verbs.desk import Desk, spent
 from streams.versions import Stage, check_transition
 
 
@@ -40,5 +40,8 @@ async def _end(desk: Desk, command: Command, stage: Stage) -> None:
     await a_while(lambda: desk.out.store.drop_space(build.space))
     previous = None if collection.previous == build.version else collection.previous
     await desk.state.done(
-        command, f"{build.key} is {stage}; space {build.space} is dropped", collection={"previous": previous}
+        command,
+        f"{build.key} is {stage}; space {build.space} is dropped",
+        data=spent(desk, build),
+        collection={"previous": previous},
     )

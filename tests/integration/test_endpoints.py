@@ -5,6 +5,7 @@ Every test ends with the space equal to the log, or with nothing written that sh
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -134,6 +135,9 @@ async def test_a_budget_holds_the_build_before_it_is_exceeded(d: Deployment, end
     assert len(endpoint.embedded) == len(set(endpoint.embedded)) == 300, "nothing was paid for twice"
     assert d.counters("v1").spent_nano_usd > spent
     assert d.counters("v1").tokens > 0
+    journal = json.loads((await d.run("history", COLLECTION, "--json")).stdout)["entries"]
+    outcomes = [entry["data"]["outcome"] for entry in journal if "outcome" in entry["data"]]
+    assert any(outcome.get("cost_usd", 0) > 0.9 and outcome["tokens"] > 0 for outcome in outcomes), "of the ready build"
 
 
 async def test_chunks_are_replaced_completely(d: Deployment, endpoint: TeiServer) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
-from streams.embed_agent import Limits
+from streams.build import Limits
 from tests.merge.virtual_time import run
 from tests.merge.world import REFUSED_BY_MODEL, REFUSED_BY_STORE, TOMBSTONES_MS, TOPIC, World
 

@@ -9,8 +9,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
+from streams.build import Limits
 from streams.documents import object_id
-from streams.embed_agent import Limits
 from tests.merge import virtual_time
 from tests.merge.world import World
 

@@ -10,8 +10,9 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from connectors.memory.store import Effect
+from streams.build import Limits
 from streams.documents import Put, key_digest
-from streams.embed_agent import EmbedAgent, Limits
+from streams.embed_agent import EmbedAgent
 from streams.key_index import Expected
 from streams.mend import Mender
 from streams.ordering import Event, Lane, PartitionLedger

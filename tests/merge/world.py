@@ -20,9 +20,9 @@ from connectors.memory.embedder import MemoryEmbedder
 from connectors.memory.log import MemoryLog
 from connectors.memory.store import MemoryStore
 from connectors.protocols import JSON, Record, SpaceSpec
+from streams.build import Batch, Build, Limits
 from streams.build_runner import BuildRunner
 from streams.documents import DocumentSchema
-from streams.embed_agent import Batch, Build, Limits
 from streams.encoding import Encoder
 from streams.migration.sweep import DeadLetterKey, Sweep, sweep
 from streams.ordering import Lease

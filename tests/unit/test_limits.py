@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.embedders.limits import AdaptiveConcurrency, Circuit, TokenBucket
+from connectors.embedders.concurrency import AdaptiveConcurrency
+from connectors.embedders.limits import Circuit, TokenBucket
 from tests.unit.test_endpoint import fixed_window, sliding_window
 
 

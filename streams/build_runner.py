@@ -36,7 +36,6 @@ REPORT_EVERY_S = 1.0
 CHECK_EVERY_S = 5.0
 MODEL_LOOKS = 12  # every so many of these also at what the endpoint says of itself
 SAY_AGAIN_S = 5.0
-FRESH_MS = 10_000
 REQUESTS_LOOK_EVERY_S = 0.5
 
 
@@ -140,10 +139,7 @@ class BuildRunner:
         state = self._state()
         records = [self._last_progress(f"{state.key}/{partition}") for partition in range(state.partitions)]
         return any(
-            r is not None
-            and r.epoch == state.epoch
-            and r.worker != self._worker_name
-            and now_ms - r.updated_at < FRESH_MS
+            r is not None and r.epoch == state.epoch and r.worker != self._worker_name and r.is_fresh(now_ms)
             for r in records
         )
 

@@ -18,6 +18,9 @@ Status = Literal[
 ]
 
 
+FRESH_MS = 15_000
+
+
 @dataclass(slots=True)
 class Counters:
     """What one partition's owner has counted since the build began. Added up over partitions for the whole build.
@@ -122,6 +125,10 @@ class ProgressRecord(BaseModel):
     running_since: int = 0
     counters: dict[str, int] = Field(default_factory=dict)
     updated_at: int
+
+    def is_fresh(self, now_ms: int) -> bool:
+        """Its owner is at work: owners report each second."""
+        return now_ms - self.updated_at < FRESH_MS
 
     def counted(self) -> Counters:
         return Counters(**{f.name: self.counters.get(f.name, 0) for f in fields(Counters)})

@@ -31,7 +31,6 @@ T = TypeVar("T")
 View = TypeVar("View", StateView, ProgressView)
 
 BROKER_PATIENCE_S = 5.0
-FRESH_MS = 10_000
 ASK_S = 20.0
 SWEEP_S = 600.0
 HINT_AFTER_S = 5.0
@@ -112,7 +111,7 @@ async def with_weaviate(opened: Session) -> AsyncIterator[Outside]:
 def reporting(progress: ProgressView, build: BuildState) -> list[ProgressRecord]:
     """The partitions of a build whose owner has just reported."""
     now_ms = wall_ms()
-    return [r for r in progress.partitions(build) if now_ms - r.updated_at < FRESH_MS]
+    return [r for r in progress.partitions(build) if r.is_fresh(now_ms)]
 
 
 async def ask(

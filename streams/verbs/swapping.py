@@ -11,13 +11,12 @@ import contextlib
 from pydantic import JsonValue
 
 from connectors.errors import Refused
+from streams.progress import FRESH_MS
 from streams.retry import a_while
 from streams.state import BuildState, CollectionState, Command
 from streams.verbs.desk import Desk
 from streams.versions import Stage, check_transition
 from streams.views import ProgressView
-
-FRESH_PROGRESS_MS = 15_000
 
 
 async def cutover(desk: Desk, command: Command) -> None:
@@ -25,7 +24,7 @@ async def cutover(desk: Desk, command: Command) -> None:
     build, collection = desk.state.build(command), desk.state.collection(command)
     if collection.intent is None:
         check_transition(build.stage, Stage.SERVING, collection=build.collection, version=build.version)
-        _check_settled(desk, build, desk.out.wall_ms() - FRESH_PROGRESS_MS)
+        _check_settled(desk, build, desk.out.wall_ms() - FRESH_MS)
         sweep = await desk.out.sweep(build)
         found: dict[str, JsonValue] = {
             "checked": sweep.checked,
@@ -123,7 +122,7 @@ async def _reports_made_now(desk: Desk, build: BuildState) -> int:
         return sum(r.updated_at >= since_ms for r in view.partitions(build)) == build.partitions
 
     with contextlib.suppress(TimeoutError):  # whoever is silent is named by the check that follows
-        async with asyncio.timeout(FRESH_PROGRESS_MS / 1000):
+        async with asyncio.timeout(FRESH_MS / 1000):
             await desk.progress.wait_for(reported)
     return since_ms
 

@@ -359,7 +359,7 @@ def test_no_worker_ever_ran(console: Console) -> None:
 
 
 def test_no_worker_is_running(topic_console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.cli.session.FRESH_MS", 2000)
+    monkeypatch.setattr("streams.progress.FRESH_MS", 2000)
     c = topic_console
     c.done("produce", "docs", c.write([put(i) for i in range(20)]))
     with c.worker():

@@ -52,6 +52,7 @@ class EmbedAgent:
         self.build = build
         self.ledgers: dict[int, PartitionLedger] = {}
         self.trouble: Transient | None = None
+        self._troubles_told: set[type[Transient]] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._slots = {
             Lane.LIVE: asyncio.Semaphore(build.limits.concurrency),
@@ -444,10 +445,13 @@ class EmbedAgent:
         return await patiently(call, going=going, trouble=self._note_trouble)
 
     def _note_trouble(self, error: Transient | None) -> None:
-        if error is not None and type(error) is not type(self.trouble):
+        if error is None:
+            if self.trouble is not None:
+                log.info("%s goes on", self.build.name)
+            self._troubles_told.clear()
+        elif type(error) not in self._troubles_told:  # each kind once, not a line for each time it is tried
             log.warning("%s waits: %s", self.build.name, error.message)
-        elif error is None and self.trouble is not None:
-            log.info("%s goes on", self.build.name)
+            self._troubles_told.add(type(error))
         self.trouble = error
 
     def _count(self, lane: Lane, ledger: PartitionLedger, outcome: Outcome) -> None:

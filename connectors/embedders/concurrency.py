@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What was in force when a request began. `in_flight` counts itself."""
+    """What was in force when a request began. `in_flight` counts itself; `alike`, those of its own lane."""
 
     flight: int
     level: int
     in_flight: int
+    alike: int
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class _Window:
 
     count: int = 0
     in_flight: int = 0
+    alike: int = 0
     tokens: float = 0.0
     seconds: float = 0.0
 
@@ -31,11 +33,19 @@ class _Window:
     def mean_in_flight(self) -> float:
         return self.in_flight / self.count
 
-    def add(self, in_flight: int, tokens: float, seconds: float, count: int = 1) -> None:
-        self.count += count
-        self.in_flight += in_flight
+    def add(self, ticket: Ticket, tokens: float, seconds: float) -> None:
+        self.count += 1
+        self.in_flight += ticket.in_flight
+        self.alike += ticket.alike
         self.tokens += tokens
         self.seconds += seconds
+
+    def merge(self, other: _Window) -> None:
+        self.count += other.count
+        self.in_flight += other.in_flight
+        self.alike += other.alike
+        self.tokens += other.tokens
+        self.seconds += other.seconds
 
 
 class _ServiceTime:
@@ -84,9 +94,9 @@ class AdaptiveConcurrency:
     _ALL_AT_ONCE = 1.25  # a round sent at once waits for whole turns: it shows less than the endpoint can do
     _PAYS, _PAYS_NOT = 0.8, 0.2  # of a wide step in flight, seen in goodput: between them lies the best point
     _UP_PAYS, _DOWN_PAYS = 0.4, 0.25  # of a small step
-    _CHANGED = 0.25  # in the logarithm of goodput, from one window at rest to the next
+    _CHANGED = 0.4  # in the logarithm of goodput, from one window at rest to the next
     _SIZES = 16  # requests of less than this part of the largest of late tell nothing: how long they wait is not theirs
-    _FIRST_REST, _LONGEST_REST = 4, 64  # windows between trials while none is kept
+    _FIRST_REST, _LONGEST_REST = 8, 64  # windows between trials while none is kept
     _FIRST_PATIENCE, _LONGEST_PATIENCE = 32, 256  # windows below a refused level
 
     def __init__(self, most: int, least: int = 1) -> None:
@@ -114,28 +124,32 @@ class AdaptiveConcurrency:
         self._largest = 0.0
         self._service = _ServiceTime()
 
-    def begin(self, in_flight: int) -> Ticket:
-        """A request begins; `in_flight` counts it."""
-        return Ticket(self._flight, self._level, in_flight)
+    def begin(self, in_flight: int, alike: int | None = None) -> Ticket:
+        """A request begins; `in_flight` counts it, and so does `alike`, those of its lane (all, unless told)."""
+        return Ticket(self._flight, self._level, in_flight, in_flight if alike is None else alike)
 
     def succeeded(self, ticket: Ticket, tokens: float, seconds: float) -> None:
         """Learns from requests that ran with the present limit fully used (one slot may be kept for the live lane)."""
-        self._largest = max(0.98 * self._largest, tokens)
         if tokens * self._SIZES < self._largest:
+            self._largest *= 0.98
             return
+        if tokens > self._SIZES * self._largest:
+            self._service, self._first, self._window, self._at_base = _ServiceTime(), _Window(), _Window(), None
+            self._go(self._base, 0)
+        self._largest = max(0.98 * self._largest, tokens)
         seconds = max(seconds, 1e-6)
         self._service.learn(tokens, seconds)
         if ticket.level != self._level or self.least == self.most:
             return
         if self._rising:
             high = ticket.in_flight >= max(2, self.limit // 2)
-            (self._window if high else self._first).add(ticket.in_flight, tokens, seconds)
+            (self._window if high else self._first).add(ticket, tokens, seconds)
             self._full = self._full or ticket.in_flight >= self.limit - 1
             if high and self._window.count >= max(4, self.limit // 2):
                 self._rise(self._window)
         elif ticket.in_flight >= self.limit - 1:
             window = self._window
-            window.add(ticket.in_flight, tokens, seconds)
+            window.add(ticket, tokens, seconds)
             if window.count >= (max(8, self.limit) if self._seeking else max(16, 2 * self.limit)):
                 self._window = _Window()
                 if self._direction:
@@ -157,8 +171,8 @@ class AdaptiveConcurrency:
         if throttled:
             self._patience = self._patience_length
             self._patience_length = min(2 * self._patience_length, self._LONGEST_PATIENCE)
-        self._settle(max(self.least, self.limit // 2))
-        self._next, self._rest = 1, 0
+        self._settle(min(self.limit // 2, left) if throttled else self.limit // 2)
+        self._rest = 0
         return True
 
     @property
@@ -176,9 +190,10 @@ class AdaptiveConcurrency:
             if self.limit >= self._top:
                 self._settle(self.limit)
                 return
-            self._first.add(window.in_flight, window.tokens, window.seconds, window.count)
+            self._first.merge(window)
             self._full = False
-            self._go(min(self._top, 2 * self.limit), 0)
+            self._base = min(self._top, 2 * self.limit)
+            self._go(self._base, 0)
         else:
             knee = self._ALL_AT_ONCE * keeps * window.mean_in_flight
             self._seek(min(self.limit, math.ceil(knee) + 1), 1)
@@ -192,7 +207,8 @@ class AdaptiveConcurrency:
         if self._seeking:
             self._try()
             return
-        if before is not None and abs(change := math.log(self._goodput(window) / self._goodput(before))) > self._CHANGED:
+        change = 0.0 if before is None else math.log(self._goodput(window) / self._goodput(before))
+        if abs(change) > self._CHANGED:
             # the endpoint changed: look again at once, where more goes through upwards, else downwards
             self._seek(self.limit, 1 if change > 0 else -1)
             self._at_base = window
@@ -256,7 +272,7 @@ class AdaptiveConcurrency:
     def _try(self) -> None:
         step = max(1, self._base // 8)
         if self._seeking:
-            step = max(1, (self._base + 1) // 2 if self._next > 0 or self._stride else self._base // 4)
+            step = max(1, (self._base + 1) // 2 if self._next > 0 else self._base // (3 if self._stride else 4))
         levels = {1: min(self._top, self._base + step), -1: max(self.least, self._base - step)}
         for direction in (self._next,) if self._seeking else (self._next, -self._next):
             if (levels[direction] - self._base) * direction > 0:
@@ -278,7 +294,7 @@ class AdaptiveConcurrency:
         self._go(limit, 0)
         self._base, self._at_base = limit, None
         self._stride = self._misses = 0
-        self._next = -1
+        self._next = 1
         self._rest = self._rest_length = self._FIRST_REST
 
     def _go(self, limit: int, direction: int) -> None:
@@ -291,4 +307,4 @@ class AdaptiveConcurrency:
         self._window = _Window()
 
     def _goodput(self, window: _Window) -> float:
-        return window.mean_in_flight / self._service.slowdown(window)
+        return window.alike / window.count / self._service.slowdown(window)

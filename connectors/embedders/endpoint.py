@@ -337,7 +337,9 @@ class Endpoint:
             self._busy_since_s = now_s
         self._in_flight += 1
         self._replay_in_flight += not urgent
-        return Turn(self, tokens, urgent, self._concurrency.begin(self._in_flight), self._circuit.begin())
+        alike = self._in_flight - self._replay_in_flight if urgent else self._replay_in_flight
+        ticket = self._concurrency.begin(self._in_flight, alike)
+        return Turn(self, tokens, urgent, ticket, self._circuit.begin())
 
     def _end(self, turn: Turn, outcome: str, error: BaseException | None = None) -> None:
         self._in_flight -= 1

@@ -28,7 +28,7 @@ class TokenBucket:
         if not per_minute > 0:
             raise ValueError("a limit a minute is more than zero")
         self.per_minute = per_minute
-        self._used = 0.0
+        self._used = self._corrected = 0.0
         self._largest = self._largest_before = 0.0  # in this period and the one before it
         self._period_s = self._at_s = now_s
 
@@ -47,7 +47,7 @@ class TokenBucket:
 
     def correct(self, estimated: float, actual: float) -> None:
         """The reply says it was `actual`; `actual` 0 gives back what was never sent."""
-        self._used += actual - estimated
+        self._corrected += actual - estimated
 
     @property
     def _burst(self) -> float:
@@ -68,6 +68,8 @@ class TokenBucket:
         self._at_s = max(self._at_s, now_s)
         if self._used > 0:  # below zero is a credit from `correct`, which time neither takes nor makes
             self._used = max(0.0, self._used - passed_s * self._rate)
+        self._used += self._corrected  # after the time that passed before it: what is given back is not lost to it
+        self._corrected = 0.0
         if now_s - self._period_s >= _FORGET_S:
             self._largest_before, self._largest, self._period_s = self._largest, 0.0, now_s
 

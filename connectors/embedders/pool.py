@@ -169,9 +169,10 @@ class EndpointPool:
                 troubles.append(away(left, wait_s))
             else:
                 names = ", ".join(endpoint.name for endpoint in left)
+                said = next((endpoint.trouble for endpoint in left if endpoint.trouble), "it is busy")
                 troubles.append(
                     Throttled(
-                        f"{names} asked to be left alone for a while",
+                        f"{names} asked to be left alone for a while: {said}",
                         next_step="lower the version's concurrency or its requests and tokens a minute",
                         retry_after_s=wait_s,
                     )

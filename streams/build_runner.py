@@ -161,9 +161,16 @@ def failure_command(state: BuildState, error: CrossfadeError, who: str) -> Comma
         verb="failed",
         collection=state.collection,
         version=state.version,
-        args={"epoch": state.epoch, "cause": error.message, "next_step": error.next_step},
+        args={"epoch": state.epoch, "cause": error.message, "next_step": _with_a_command(state, error.next_step)},
         who=who,
     )
+
+
+def _with_a_command(state: BuildState, next_step: str) -> str:
+    """A step that names no command of ours ends with the one that goes on when it is done."""
+    if "crossfade " in next_step:
+        return next_step
+    return f"{next_step or 'remove the cause'}, then: crossfade resume {state.collection} {state.version}"
 
 
 class _Run:
@@ -224,8 +231,7 @@ class _Run:
             if (wrong := await self._build.encoder.facts_differ()) is not None:
                 raise WrongModel(
                     f"{self._build.name}: {wrong}",
-                    next_step="let the endpoint serve the version's revision, then crossfade resume "
-                    f"{self._build.name.replace('/', ' ')}; for the new one add a version of its own",
+                    next_step="let the endpoint serve the version's revision (for the new one add a version)",
                 )
 
     def _spent(self) -> int:

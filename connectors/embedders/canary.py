@@ -65,10 +65,7 @@ class CanaryEmbedder:
         _same(self._name, vector, self._birth[turn], _NEXT_STEP)
 
 
-_NEXT_STEP = (
-    "let the endpoint serve the former model again, then: crossfade resume COLLECTION VERSION; for the new model add "
-    "a version of its own"
-)
+_NEXT_STEP = "let the endpoint serve the former model again (for the new one add a version of its own)"
 
 
 def check_birth(name: str, vectors: Vectors, birth: Vectors) -> None:

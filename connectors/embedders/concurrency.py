@@ -93,6 +93,7 @@ class AdaptiveConcurrency:
     _NO_QUEUE = 0.7  # of the first requests' speed, kept by the later ones of a round: double again
     _ALL_AT_ONCE = 1.25  # a round sent at once waits for whole turns: it shows less than the endpoint can do
     _PAYS, _PAYS_NOT = 0.8, 0.2  # of a wide step in flight, seen in goodput: between them lies the best point
+    _HALF = 0.5  # on the way down: where less than this is lost, the best point lies still lower, or not far above
     _UP_PAYS, _DOWN_PAYS = 0.4, 0.25  # of a small step
     _CHANGED = 0.4  # in the logarithm of goodput, from one window at rest to the next
     _SIZES = 16  # requests of less than this part of the largest of late tell nothing: how long they wait is not theirs
@@ -150,7 +151,7 @@ class AdaptiveConcurrency:
         elif ticket.in_flight >= self.limit - 1:
             window = self._window
             window.add(ticket, tokens, seconds)
-            if window.count >= (max(8, self.limit) if self._seeking else max(16, 2 * self.limit)):
+            if window.count >= self._enough:
                 self._window = _Window()
                 if self._direction:
                     self._judge(window)
@@ -172,8 +173,15 @@ class AdaptiveConcurrency:
             self._patience = self._patience_length
             self._patience_length = min(2 * self._patience_length, self._LONGEST_PATIENCE)
         self._settle(min(self.limit // 2, left) if throttled else self.limit // 2)
-        self._rest = 0
+        self._next, self._rest = 1, 0
         return True
+
+    @property
+    def _enough(self) -> int:
+        """Requests in a window: fewer where time presses, more where a small difference is looked for."""
+        if self._seeking:
+            return max(12, 3 * self.limit // 2) if self._direction < 0 else max(8, self.limit)
+        return max(24, 2 * self.limit) if self._direction else max(16, 2 * self.limit)
 
     @property
     def _top(self) -> int:
@@ -252,7 +260,7 @@ class AdaptiveConcurrency:
                 self._next = -1
                 self._go(self._base, 0)
                 self._try()
-        elif follows <= self._PAYS_NOT:
+        elif follows <= self._HALF:
             self._keep(window)
         else:
             self._settle(min(knee, self._base))
@@ -265,14 +273,14 @@ class AdaptiveConcurrency:
         self._rest_length = self._FIRST_REST
         self._next = self._direction
         self._stride += 1
-        if self._stride > 2:
+        if self._stride > 2 and self._direction > 0:
             self._seeking = True
         self._try()
 
     def _try(self) -> None:
         step = max(1, self._base // 8)
         if self._seeking:
-            step = max(1, (self._base + 1) // 2 if self._next > 0 else self._base // (3 if self._stride else 4))
+            step = max(1, (self._base + 1) // 2 if self._next > 0 else self._base // 3)
         levels = {1: min(self._top, self._base + step), -1: max(self.least, self._base - step)}
         for direction in (self._next,) if self._seeking else (self._next, -self._next):
             if (levels[direction] - self._base) * direction > 0:
@@ -294,7 +302,7 @@ class AdaptiveConcurrency:
         self._go(limit, 0)
         self._base, self._at_base = limit, None
         self._stride = self._misses = 0
-        self._next = 1
+        self._next = -1
         self._rest = self._rest_length = self._FIRST_REST
 
     def _go(self, limit: int, direction: int) -> None:

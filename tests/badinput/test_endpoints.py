@@ -27,7 +27,7 @@ from tests.deployment import COLLECTION, Deployment, Event, deployed
 CANARY = "CANARYt4w8"
 SECRET = "SECRETm3x7"
 STOP = {
-    "dimension": "the model gives 9 dimensions, the configuration says 8",
+    "dimension": "gives 9 dimensions, the space was built with 8",
     "ragged": "vectors of different sizes",
     "count": "items for",
     "too_few": "items for",
@@ -36,7 +36,7 @@ STOP = {
     "overflow": "not finite",
     "nulls": "no list of numbers",
     "strings": "no list of numbers",
-    "zeros": "zero vectors, also for a plain sentence",
+    "zeros": "serves another model than the space was built with: its vector for a probe text has cosine 0.0000",
     "html": "with text/html, not JSON",
     "half_json": "not JSON",
     "object": "no list for",

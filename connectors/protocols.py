@@ -235,7 +235,8 @@ class Space(Protocol):
     name: str
 
     async def heads(self, uuids: Sequence[UUID], *, vectors: bool = False) -> Mapping[UUID, Head]:
-        """Those that exist. Raises Transient; IdentityChanged when the space itself is gone."""
+        """Those that exist and that the store's index knows: a store that died may have lost an object from its index
+        alone, which `delete` still removes. Raises Transient; IdentityChanged when the space itself is gone."""
         ...
 
     async def upsert(self, objects: Sequence[SpaceObject]) -> Mapping[UUID, Exception]:
@@ -247,7 +248,7 @@ class Space(Protocol):
         ...
 
     async def delete(self, uuids: Sequence[UUID]) -> None:
-        """Remove these objects; absent ones are no error. Returns when none is left."""
+        """Remove these objects, by their ids and not through an index; absent ones are no error."""
         ...
 
     async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:

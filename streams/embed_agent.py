@@ -98,11 +98,13 @@ class EmbedAgent:
         for lane, events in ready.items():
             self._dispatch(lane, events)
 
-    def mend(self, ledger: PartitionLedger, changes: Iterable[tuple[Record, Put | Delete]]) -> None:
+    def mend(
+        self, ledger: PartitionLedger, changes: Iterable[tuple[Record, Put | Delete]], *, anew: bool = False
+    ) -> None:
         """Apply these log records again, whatever the space claims to hold (rule 11, redrive, repair)."""
         splits = self.build.chunker.splits  # then all chunks may have to be rewritten for the sake of one: keep vectors
         events = [
-            Event(Lane.MEND, record, documents.key_digest(record.key or b""), change, ledger, check=splits)
+            Event(Lane.MEND, record, documents.key_digest(record.key or b""), change, ledger, check=splits, anew=anew)
             for record, change in changes
         ]
         for event in events:  # rule 11: it lies below the commits, so only a doubt tells the next owner of it

@@ -112,7 +112,7 @@ class Mender:
                 doubt.not_before_s = asyncio.get_running_loop().time() + LOOK_AGAIN_S
         if mend:
             log.warning("%s: mends %d documents of partition %d", self._build.name, len(mend), ledger.partition)
-            self._agent.mend(ledger, mend)
+            self._agent.mend(ledger, mend, anew=True)
 
     async def _newest_since(self, partition: int, offsets: Mapping[bytes, int]) -> dict[bytes, int]:
         """The newest offset of these keys at or after theirs; absent when the log holds none."""

@@ -41,7 +41,8 @@ class Event:
     `check`: look at what the space holds before writing. Live always does; replay only where a former owner may have
     written already; a mend only to keep the vectors of a document's chunks, since the space cannot be trusted.
     `superseded`: the newest older event of the key that was dropped as stale for this one; it stands after all if this
-    one ends in the dead letters.
+    one ends in the dead letters. `anew`: take the document away before it is written: the store may hold what it does
+    not find.
     """
 
     lane: Lane
@@ -51,6 +52,7 @@ class Event:
     ledger: PartitionLedger
     check: bool
     superseded: Expected | None = None
+    anew: bool = False
 
 
 # rule 6: the contiguous prefix

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
@@ -53,6 +53,7 @@ class SpaceWriter:
     async def write(self, writes: Sequence[DocumentWrite]) -> dict[Event, CrossfadeError]:
         """Store whole documents. Returns those the store refuses for what they are, each with the reason."""
         refused: dict[Event, CrossfadeError] = {}
+        await self._clear({w.event: [o.uuid for o in w.objects] for w in writes if w.event.anew})
         await self._upsert([(w.event, o) for w in writes for o in w.objects[1:]], refused)
         if self._splits:
             by_count: dict[int, list[Event]] = {}
@@ -86,6 +87,16 @@ class SpaceWriter:
         for ledger in ledgers:
             del self._writing[ledger]
         return True
+
+    async def _clear(self, ids: Mapping[Event, Sequence[UUID]]) -> None:
+        """Remove objects that a read has not found, yet the store may hold: written again as they were, they would
+        stay out of its index."""
+
+        async def remove(owned: Sequence[Event]) -> None:
+            await self._space.delete([uuid for event in owned for uuid in ids[event]])
+
+        if ids:
+            await self._send(list(ids), remove)
 
     async def _delete_chunks(self, events: Sequence[Event], from_chunk: int) -> None:
         async def remove(owned: Sequence[Event]) -> None:

@@ -33,6 +33,10 @@ class _Window:
     def mean_in_flight(self) -> float:
         return self.in_flight / self.count
 
+    @property
+    def mean_alike(self) -> float:
+        return self.alike / self.count
+
     def add(self, ticket: Ticket, tokens: float, seconds: float) -> None:
         self.count += 1
         self.in_flight += ticket.in_flight
@@ -93,11 +97,11 @@ class AdaptiveConcurrency:
     _NO_QUEUE = 0.7  # of the first requests' speed, kept by the later ones of a round: double again
     _ALL_AT_ONCE = 1.25  # a round sent at once waits for whole turns: it shows less than the endpoint can do
     _PAYS, _PAYS_NOT = 0.8, 0.2  # of a wide step in flight, seen in goodput: between them lies the best point
-    _HALF = 0.5  # on the way down: where less than this is lost, the best point lies still lower, or not far above
+    _DOWN_FREE = 0.3  # of a wide step down: less is lost, so the best point lies still lower, or not far above
     _UP_PAYS, _DOWN_PAYS = 0.4, 0.25  # of a small step
     _CHANGED = 0.4  # in the logarithm of goodput, from one window at rest to the next
     _SIZES = 16  # requests of less than this part of the largest of late tell nothing: how long they wait is not theirs
-    _FIRST_REST, _LONGEST_REST = 8, 64  # windows between trials while none is kept
+    _FIRST_REST, _LONGEST_REST = 12, 96  # windows between trials while none is kept
     _FIRST_PATIENCE, _LONGEST_PATIENCE = 32, 256  # windows below a refused level
 
     def __init__(self, most: int, least: int = 1) -> None:
@@ -203,7 +207,7 @@ class AdaptiveConcurrency:
             self._base = min(self._top, 2 * self.limit)
             self._go(self._base, 0)
         else:
-            knee = self._ALL_AT_ONCE * keeps * window.mean_in_flight
+            knee = self._ALL_AT_ONCE * keeps * window.mean_alike
             self._seek(min(self.limit, math.ceil(knee) + 1), 1)
 
     def _at_rest(self, window: _Window) -> None:
@@ -247,8 +251,8 @@ class AdaptiveConcurrency:
             self._go(self._base, 0)
 
     def _judge_wide(self, window: _Window, base: _Window, follows: float, gain: float) -> None:
-        low = min(window.mean_in_flight, base.mean_in_flight)
-        knee = round(low * math.exp(abs(gain)) + 0.2) + 1
+        fewer = window if self._direction < 0 else base
+        knee = round(fewer.mean_alike * math.exp(abs(gain)) + 0.2) + 1
         if self._direction > 0:
             if follows >= self._PAYS:
                 self._keep(window)
@@ -260,7 +264,7 @@ class AdaptiveConcurrency:
                 self._next = -1
                 self._go(self._base, 0)
                 self._try()
-        elif follows <= self._HALF:
+        elif follows <= self._DOWN_FREE:
             self._keep(window)
         else:
             self._settle(min(knee, self._base))
@@ -280,7 +284,7 @@ class AdaptiveConcurrency:
     def _try(self) -> None:
         step = max(1, self._base // 8)
         if self._seeking:
-            step = max(1, (self._base + 1) // 2 if self._next > 0 else self._base // 3)
+            step = max(1, (self._base + 1) // 2 if self._next > 0 else self._base // 4)
         levels = {1: min(self._top, self._base + step), -1: max(self.least, self._base - step)}
         for direction in (self._next,) if self._seeking else (self._next, -self._next):
             if (levels[direction] - self._base) * direction > 0:
@@ -315,4 +319,4 @@ class AdaptiveConcurrency:
         self._window = _Window()
 
     def _goodput(self, window: _Window) -> float:
-        return window.alike / window.count / self._service.slowdown(window)
+        return window.mean_alike / self._service.slowdown(window)

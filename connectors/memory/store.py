@@ -16,7 +16,7 @@ from connectors import reserved
 from connectors.errors import NotFound, Refused, Transient
 from connectors.protocols import JSON, Head, Hit, SpaceObject, SpaceSpec, Vectors
 
-Effect = Literal["lost", "applied", "late"]
+Effect = Literal["lost", "applied", "late", "unindexed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Fault:
     """What befalls a write. `error` is raised by the call after its effect was lost, applied or put off (`late`).
 
     A late effect waits in `MemoryStore.late` until `MemoryStore.land` lets it happen, on whatever is stored then.
+    `unindexed`: applied, but the store died before its index was written, as Weaviate may: the objects are in a scan
+    and in searches, yet no filter finds them, also not when the same vector is written again.
     Without `error` the call is answered, and `objects` fail in it one by one: these are not stored.
     """
 
@@ -81,8 +83,11 @@ class _Held:
     types: Mapping[str, str]
     objects: dict[UUID, tuple[dict[str, JSON], Vectors]] = field(default_factory=dict)
     by_doc: dict[str, set[UUID]] = field(default_factory=dict)
+    unindexed: set[UUID] = field(default_factory=set)
 
     def put(self, obj: SpaceObject) -> None:
+        lost = obj.uuid in self.unindexed
+        before = self.objects.get(obj.uuid)
         self.remove(obj.uuid)
         properties: dict[str, JSON] = {}
         for name, value in obj.properties.items():
@@ -93,10 +98,13 @@ class _Held:
             elif value is not None:
                 properties[name] = value
         self.objects[obj.uuid] = (properties, obj.vector.copy())
+        if lost and before is not None and np.array_equal(before[1], obj.vector):  # only what differs is indexed
+            self.unindexed.add(obj.uuid)
         self.by_doc.setdefault(str(properties[reserved.DOC_HASH]), set()).add(obj.uuid)
 
     def remove(self, uuid: UUID) -> bool:
         stored = self.objects.pop(uuid, None)
+        self.unindexed.discard(uuid)
         if stored is None:
             return False
         doc_hash = str(stored[0][reserved.DOC_HASH])
@@ -108,7 +116,7 @@ class _Held:
     def chunks_from(self, doc_hashes: Sequence[str], from_chunk: int) -> list[UUID]:
         found: list[UUID] = []
         for doc_hash in set(doc_hashes):
-            for uuid in self.by_doc.get(doc_hash, ()):
+            for uuid in self.by_doc.get(doc_hash, set()) - self.unindexed:
                 chunk = self.objects[uuid][0][reserved.CHUNK]
                 if isinstance(chunk, int) and chunk >= from_chunk:
                     found.append(uuid)
@@ -217,8 +225,10 @@ class MemorySpace:
         if fault.objects:
             write = Write(self.name, write.verb, objects=tuple(o for o in write.objects if o.uuid not in fault.objects))
         done = 0
-        if fault.error is None or fault.effect == "applied":
+        if fault.error is None or fault.effect in ("applied", "unindexed"):
             done = self._store.apply(write)
+            if fault.effect == "unindexed":
+                self._store.held(self.name).unindexed.update(obj.uuid for obj in write.objects)
         elif fault.effect == "late":
             self._store.late.append(write)
         if fault.error is not None:
@@ -230,7 +240,7 @@ class MemorySpace:
         held = await self._read()
         found: dict[UUID, Head] = {}
         for uuid in uuids:
-            if uuid in held.objects:
+            if uuid in held.objects and uuid not in held.unindexed:
                 properties, vector = held.objects[uuid]
                 found[uuid] = reserved.head_of(uuid, properties, vector.copy() if vectors else None)
         return found
@@ -273,8 +283,8 @@ class MemorySpace:
         return len((await self._read()).objects)
 
     async def properties(self, uuids: Sequence[UUID]) -> Mapping[UUID, Mapping[str, JSON]]:
-        objects = (await self._read()).objects
-        return {uuid: dict(objects[uuid][0]) for uuid in uuids if uuid in objects}
+        held = await self._read()
+        return {u: dict(held.objects[u][0]) for u in uuids if u in held.objects and u not in held.unindexed}
 
     async def search(self, vector: Vectors, limit: int) -> list[Hit]:
         held = await self._read()

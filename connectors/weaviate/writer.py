@@ -5,12 +5,14 @@ It must never create a space, take a write for done that was not acknowledged, o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 from uuid import UUID
 
 from grpc import StatusCode  # type: ignore[import-untyped]
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
+from weaviate.classes.config import ConsistencyLevel
 from weaviate.proto.v1 import aggregate_pb2, base_pb2, batch_delete_pb2, batch_pb2, search_get_pb2
 
 from connectors import reserved
@@ -18,7 +20,7 @@ from connectors.errors import ContentRejected, CrossfadeError, Overloaded, Trans
 from connectors.protocols import JSON, Head, Hit, SpaceObject, Vectors
 from connectors.weaviate import wire
 from connectors.weaviate.client import Connection, Deadline, Rpc
-from connectors.weaviate.failures import from_text, quiet
+from connectors.weaviate.failures import from_text, no_answer, quiet
 from connectors.weaviate.schema import Shape, config_of, shape_of
 from connectors.weaviate.search import hit_of, nearest
 
@@ -26,6 +28,7 @@ BATCH_OBJECTS: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bounds of one write request, so that one fits into its deadline; the server's own message limit is larger."""
 
+DELETES_AT_ONCE: Final = 16
 IDS_PER_REQUEST: Final = 500  # far below QUERY_MAXIMUM_RESULTS, which a server may have set lower than 10,000
 
 Request = TypeVar("Request")
@@ -144,9 +147,26 @@ class WeaviateSpace:
         return failed
 
     async def delete(self, uuids: Sequence[UUID]) -> None:
-        deadline = self._connection.write_deadline()
-        for some in _chunks(uuids, IDS_PER_REQUEST):
-            await self._remove(wire.with_ids(some), deadline)
+        """One request an id. A batch delete finds objects through the inverted index, and a Weaviate that was killed
+        may have an object (in scans and searches) that is missing there, and stays so after the same write again."""
+        data = self._connection.client.collections.use(self.name).with_consistency_level(ConsistencyLevel.QUORUM).data
+        turns = asyncio.Semaphore(DELETES_AT_ONCE)
+
+        async def remove(uuid: UUID) -> bool:
+            async with turns:
+                return await self._connection.rest(data.delete_by_id(uuid), write=True)
+
+        try:
+            async with asyncio.timeout(self._connection.settings.write_timeout_s):
+                existed = await asyncio.gather(*(remove(uuid) for uuid in uuids))
+        except TimeoutError as error:
+            raise no_answer("the deletes did not end in time", write=True) from error
+        except Transient as error:  # what it says of a collection it does not know is no code of its own
+            if await self._is_gone():
+                raise reserved.gone(self.name) from error
+            raise
+        if not all(existed) and await self._is_gone():
+            raise reserved.gone(self.name)
 
     async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:
         deadline = self._connection.write_deadline()

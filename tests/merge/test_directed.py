@@ -136,6 +136,30 @@ def test_a_late_write_is_mended_by_its_owner() -> None:
     play(story)
 
 
+def test_an_object_that_fell_out_of_the_stores_index_is_written_anew() -> None:
+    """Weaviate killed in mid-batch: it is there, no filter finds it, and the same write again changes nothing."""
+
+    async def story(world: World) -> None:
+        await ready(world)
+        Fates(world, "a", {1: "unindexed"})
+        put(world, "k", "x")
+        await asyncio.sleep(20.0)
+        assert world.store.held(world.state.space).unindexed == set()
+
+    play(story)
+
+
+def test_a_delete_does_not_need_the_stores_index() -> None:
+    async def story(world: World) -> None:
+        await ready(world)
+        Fates(world, "a", {1: "unindexed"})
+        put(world, "k", "x")
+        await asyncio.sleep(0.5)
+        world.produce("k", None)
+
+    play(story)
+
+
 def test_a_late_write_is_mended_by_the_owner_after_a_killed_one() -> None:
     async def story(world: World) -> None:
         await late_then_newer(world)()

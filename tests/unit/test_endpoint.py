@@ -68,7 +68,8 @@ def sliding_window(limit: float, window_s: float = 60.0) -> Window:
 class Server:
     """Behaves like a GPU endpoint: `lines` requests at once, the rest queues, or is refused beyond `room`.
 
-    A text of n characters has n tokens. Beyond `crowd` in flight each further request slows all by `crowding`.
+    A text of n characters has n tokens. Beyond `crowd` in flight each further request slows all by `crowding`. `ran`:
+    seconds that its lines were used; `crowded_s`: seconds with more than one request in its queue.
     """
 
     lines: int = 8
@@ -88,6 +89,8 @@ class Server:
     most_in_flight: int = 0
     began_s: list[float] = field(default_factory=list)
     area: float = 0.0
+    ran: float = 0.0
+    crowded_s: float = 0.0
     _at_s: float = 0.0
     _random: random.Random = field(default_factory=lambda: random.Random(7))
 
@@ -96,7 +99,10 @@ class Server:
 
     def _count(self, change: int) -> None:
         now_s = now()
-        self.area += self.in_flight * (now_s - self._at_s)
+        passed_s = now_s - self._at_s
+        self.area += self.in_flight * passed_s
+        self.ran += min(self.in_flight, self.lines) * passed_s
+        self.crowded_s += passed_s if self.in_flight > self.lines + 1 else 0.0
         self._at_s = now_s
         self.in_flight += change
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -223,6 +229,93 @@ def test_the_best_point_is_found(kind: str) -> None:
     assert 0.8 * best.in_flight <= found.in_flight <= 1.2 * best.in_flight
     assert found.goodput >= 0.95 * top
     assert found.refused <= 0.001
+
+
+def of_batches(lines: int, batch_s: float, jitter: float = 0.0) -> Server:
+    """500 tokens take `batch_s`."""
+    return Server(lines=lines, fixed_s=0.05 * batch_s, each_s=0.95 * batch_s / 500, jitter=jitter)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.1])
+@pytest.mark.parametrize("batch_s", [0.005, 0.02, 0.085, 0.15])
+@pytest.mark.parametrize("lines", [1, 4, 8, 32])
+def test_kept_busy_from_cold(lines: int, batch_s: float, jitter: float) -> None:
+    async def main() -> None:
+        server = of_batches(lines, batch_s, jitter)
+        endpoint = Endpoint("e", server, concurrency=48)  # of 32 the replay would leave one free for ever
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Load(caller(endpoint), workers=100).run(5.1))
+            await asyncio.sleep(5.0)
+            server._count(0)
+            assert server.ran >= LEAST_BUSY.get((lines, batch_s), 0.95) * 5.0 * lines
+
+    virtual_time.run(main())
+
+
+LEAST_BUSY = {(32, 0.15): 0.93}  # 33 batches in that time: three go by until 32 are in flight
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.1])
+@pytest.mark.parametrize("lines", [1, 4, 8, 32])
+def test_at_rest_the_queue_is_one_request_at_most(lines: int, jitter: float) -> None:
+    async def main() -> None:
+        server = of_batches(lines, 0.1, jitter)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Load(caller(Endpoint("e", server, concurrency=48)), workers=100).run(121.0))
+            await asyncio.sleep(40.0)
+            server._count(0)
+            ran, area, crowded_s = server.ran, server.area, server.crowded_s
+            await asyncio.sleep(80.0)
+            server._count(0)
+            assert server.ran - ran >= 0.98 * 80.0 * lines
+            assert (server.area - area) / 80.0 <= lines + 1
+            assert server.crowded_s - crowded_s <= 0.06 * 80.0
+
+    virtual_time.run(main())
+
+
+def p99_alone_and_beside(server: Server, sizes: tuple[int, ...], concurrency: int) -> tuple[float, float]:
+    """50 live calls a second at random moments, alone, then beside a replay that began a second before."""
+
+    async def main() -> tuple[float, float]:
+        endpoint = Endpoint("e", server, concurrency=concurrency)
+        chance = random.Random(5)
+
+        async def p99(calls: int) -> float:
+            taken_s: list[float] = []
+
+            async def one() -> None:
+                began_s = now()
+                await endpoint.embed(["x" * 10], tokens=10, urgent=True)
+                taken_s.append(now() - began_s)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(calls):
+                    group.create_task(one())
+                    await asyncio.sleep(chance.expovariate(50))
+            return sorted(taken_s)[int(0.99 * calls)]
+
+        alone_s = await p99(500)
+        replay = asyncio.create_task(Load(caller(endpoint), workers=100, sizes=sizes).run(1e9))
+        await asyncio.sleep(1.0)
+        beside_s = await p99(3000)
+        replay.cancel()
+        await asyncio.wait([replay])
+        return alone_s, beside_s
+
+    return virtual_time.run(main())
+
+
+@pytest.mark.parametrize("make", [lambda: Server(lines=32), lambda: of_batches(32, 0.085, 0.1)])
+def test_32_lines_serve_live_calls_beside_a_replay_nearly_as_fast_as_alone(make: Callable[[], Server]) -> None:
+    alone_s, beside_s = p99_alone_and_beside(make(), (150, 300, 500, 1000), 32)
+    assert beside_s <= 1.5 * alone_s
+
+
+@pytest.mark.parametrize(("lines", "batches"), [(2, 2.75), (4, 1.5), (8, 1.0)])
+def test_few_lines_let_a_live_call_wait_for_about_one_batch(lines: int, batches: float) -> None:
+    alone_s, beside_s = p99_alone_and_beside(of_batches(lines, 0.085, 0.1), (150, 300, 500, 1000), 32)
+    assert beside_s - alone_s <= batches * 0.085
 
 
 @pytest.mark.parametrize(("before", "after"), [(6, 20), (20, 6)])

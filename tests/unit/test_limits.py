@@ -67,6 +67,15 @@ def test_a_correction_gives_back_and_takes_more() -> None:
     assert bucket.delay_s(1000, 0.0) == 0.0
 
 
+def test_what_is_given_back_after_a_while_is_not_lost_to_that_while() -> None:
+    bucket = TokenBucket(60_000, 0.0)
+    bucket.take(1000, 0.0)
+    bucket.correct(1000, 0)  # a second later than anything was asked: the bucket had emptied by then
+    assert bucket.delay_s(1000, 1.1) == 0.0
+    bucket.take(1000, 1.1)
+    assert bucket.delay_s(1000, 1.1) == 0.0
+
+
 def test_an_idle_hour_saves_up_nothing() -> None:
     bucket = TokenBucket(6000, 0.0)
     passed = 0
@@ -105,11 +114,59 @@ def test_the_limit_goes_to_the_knee_and_stays(lines: int) -> None:
     assert abs(sum(limits) / len(limits) - lines) <= max(0.5, 0.1 * lines)
 
 
+def test_it_doubles_with_every_round_that_finds_no_queue() -> None:
+    limiter = AdaptiveConcurrency(64)
+    for round_number in range(3):
+        for ticket in [limiter.begin(n) for n in range(1, limiter.limit)]:
+            limiter.succeeded(ticket, 100, 1.0)
+        assert limiter.limit == 8 * 2 ** (round_number + 1)
+
+
+@pytest.mark.parametrize("lines", [2, 4, 5])
+def test_a_round_that_queues_ends_the_doubling_near_the_knee(lines: int) -> None:
+    limiter = AdaptiveConcurrency(64)
+    for ticket in [limiter.begin(n) for n in range(1, limiter.limit)]:
+        limiter.succeeded(ticket, 100, float(-(-ticket.in_flight // lines)))
+    assert lines <= limiter.limit <= lines + 3
+
+
+def test_a_wide_step_that_pays_in_part_leads_to_what_its_goodput_shows() -> None:
+    limiter = AdaptiveConcurrency(64)
+    for ticket in [limiter.begin(n) for n in range(1, limiter.limit)]:
+        limiter.succeeded(ticket, 100, float(-(-ticket.in_flight // 4)))
+    assert limiter.limit == 5
+    assert drive(limiter, 6, 30)[-1] == 7  # 5, 8, and between them 6 and one for the live lane
+
+
+def test_small_requests_between_large_ones_tell_nothing() -> None:
+    limiter = AdaptiveConcurrency(64)
+    for _ in range(400):
+        limiter.succeeded(limiter.begin(1), 10, 0.005)
+    alone = AdaptiveConcurrency(64)
+    for _ in range(3000):
+        for one in (limiter, alone):
+            ticket = one.begin(one.limit)
+            one.succeeded(ticket, 500, max(1.0, ticket.in_flight / 5))
+        limiter.succeeded(limiter.begin(limiter.limit, 1), 10, 1.0)  # waits as long, for nothing of its own
+        assert limiter.limit == alone.limit
+
+
+def test_the_live_lane_in_flight_is_no_goodput_of_the_replay() -> None:
+    limiter, limits = AdaptiveConcurrency(64), []
+    for _ in range(20_000):
+        total = limiter.limit
+        live = min(total - 1, 1 + total // 2)  # the longer the queue, the more of those in flight only wait in it
+        replay = total - live
+        limiter.succeeded(limiter.begin(total, replay), 500, max(1.0, replay / 4))
+        limits.append(limiter.limit)
+    assert sum(limits[-5000:]) / 5000 <= 14  # 4 of these replay
+
+
 def test_it_never_grows_when_unused() -> None:
     limiter = AdaptiveConcurrency(64)
     for _ in range(1000):
         limiter.succeeded(limiter.begin(1), 100, 1.0)
-    assert limiter.limit == 4
+    assert limiter.limit == 8
 
 
 def test_a_refusal_halves_once_for_those_in_flight_together() -> None:

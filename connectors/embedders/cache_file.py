@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from connectors.errors import ConfigurationError, Transient
@@ -71,6 +73,18 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _patiently(statement: Callable[[], int | str]) -> int | str:
+    """SQLite's own time-out does not cover a change of the journal mode: two that make the file at once would fail."""
+    until_s = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            return statement()
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _BUSY or time.monotonic() > until_s:
+                raise
+        time.sleep(0.02)
+
+
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Reads before it writes: another program's file stays as it is."""
 
@@ -83,7 +97,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         if not ask(is_new):
             raise unusable(path, "is another program's database")
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-    if ask("PRAGMA journal_mode = WAL") != "wal":
+    if _patiently(lambda: ask("PRAGMA journal_mode = WAL")) != "wal":
         raise unusable(path, "lies on a file system where processes cannot share it (a network drive?)")
     connection.execute("BEGIN IMMEDIATE")
     if ask(is_new):  # else another process has made it meanwhile

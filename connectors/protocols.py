@@ -236,7 +236,7 @@ class Space(Protocol):
 
     async def heads(self, uuids: Sequence[UUID], *, vectors: bool = False) -> Mapping[UUID, Head]:
         """Those that exist and that the store's index knows: a store that died may have lost an object from its index
-        alone, which `delete` still removes. Raises Transient; IdentityChanged when the space itself is gone."""
+        alone (see `erase`). Raises Transient; IdentityChanged when the space itself is gone."""
         ...
 
     async def upsert(self, objects: Sequence[SpaceObject]) -> Mapping[UUID, Exception]:
@@ -248,7 +248,11 @@ class Space(Protocol):
         ...
 
     async def delete(self, uuids: Sequence[UUID]) -> None:
-        """Remove these objects, by their ids and not through an index; absent ones are no error."""
+        """Remove these objects; absent ones are no error. Returns when the store finds none of them."""
+        ...
+
+    async def erase(self, uuids: Sequence[UUID]) -> None:
+        """As `delete`, but one by one and not through the store's index: also what that does not find is gone."""
         ...
 
     async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:

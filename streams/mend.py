@@ -79,7 +79,8 @@ class Mender:
             if digest in ledger.busy or (doubt.expected, doubt.not_before_s) != before[digest]:
                 continue  # a newer event came while we looked, or the same one has an unknown outcome again
             finding = doubt.judge(head := heads.get(ids[digest]))
-            if finding is Finding.SETTLED and self._build.chunker.splits and not doubt.rewritten:
+            unseen = doubt.expected is not None and doubt.expected.deleted  # the store may hold what it does not find
+            if finding is Finding.SETTLED and (self._build.chunker.splits or unseen) and not doubt.rewritten:
                 ahead = head is not None and doubt.expected is not None and head.offset > doubt.expected.offset
                 finding = finding if ahead else Finding.OVERWRITTEN  # perhaps one of the other chunks was
             if finding is Finding.SETTLED and ledger.doubts.get(digest) is doubt:

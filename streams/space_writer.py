@@ -66,6 +66,7 @@ class SpaceWriter:
 
     async def delete(self, deletes: Sequence[tuple[Event, UUID]]) -> None:
         """Remove whole documents; the id is that of chunk 0."""
+        await self._clear({event: [uuid] for event, uuid in deletes if event.anew})
         ids = dict(deletes)
         if self._splits:
             await self._delete_chunks(list(ids), 1)
@@ -93,7 +94,7 @@ class SpaceWriter:
         stay out of its index."""
 
         async def remove(owned: Sequence[Event]) -> None:
-            await self._space.delete([uuid for event in owned for uuid in ids[event]])
+            await self._space.erase([uuid for event in owned for uuid in ids[event]])
 
         if ids:
             await self._send(list(ids), remove)

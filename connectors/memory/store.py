@@ -24,7 +24,7 @@ class Write:
     """One write as the faults see it: an upsert (`objects`), a delete (`uuids`) or a delete of chunks."""
 
     space: str
-    verb: Literal["upsert", "delete", "delete_chunks"]
+    verb: Literal["upsert", "delete", "erase", "delete_chunks"]
     objects: tuple[SpaceObject, ...] = ()
     uuids: tuple[UUID, ...] = ()
     doc_hashes: tuple[str, ...] = ()
@@ -205,6 +205,8 @@ class MemoryStore:
                 held.put(obj)
             return len(write.objects)
         doomed = held.chunks_from(write.doc_hashes, write.from_chunk) if write.verb == "delete_chunks" else write.uuids
+        if write.verb == "delete":
+            doomed = [uuid for uuid in doomed if uuid not in held.unindexed]
         return sum(held.remove(uuid) for uuid in doomed)
 
 
@@ -262,6 +264,9 @@ class MemorySpace:
 
     async def delete(self, uuids: Sequence[UUID]) -> None:
         await self._write(Write(self.name, "delete", uuids=tuple(uuids)))
+
+    async def erase(self, uuids: Sequence[UUID]) -> None:
+        await self._write(Write(self.name, "erase", uuids=tuple(uuids)))
 
     async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:
         done, _ = await self._write(

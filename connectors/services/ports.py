@@ -22,6 +22,7 @@ _HTTP2_SETTINGS = 4
 
 # Below what systems give to outgoing connections: one of those may take a port between our choice and the bind.
 _OURS = range(15_000, 30_000)
+_RANDOM = random.SystemRandom()  # tests seed the common one: two processes would then choose the same ports
 
 
 def choose(names: Iterable[str], wanted: Mapping[str, int]) -> dict[str, int]:
@@ -35,7 +36,7 @@ def choose(names: Iterable[str], wanted: Mapping[str, int]) -> dict[str, int]:
             probe = held.enter_context(socket.socket())
             # As the services do it: a port whose last connections are in TIME_WAIT is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            for port in (*filter(None, [wanted.get(name)]), *random.sample(_OURS, 200), 0):
+            for port in (*filter(None, [wanted.get(name)]), *_RANDOM.sample(_OURS, 200), 0):
                 try:
                     # All interfaces, without listening: a free loopback port may be taken on another address.
                     probe.bind(("", port))

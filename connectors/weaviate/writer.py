@@ -28,7 +28,7 @@ BATCH_OBJECTS: Final = 256
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bounds of one write request, so that one fits into its deadline; the server's own message limit is larger."""
 
-DELETES_AT_ONCE: Final = 16
+ERASED_AT_ONCE: Final = 16
 IDS_PER_REQUEST: Final = 500  # far below QUERY_MAXIMUM_RESULTS, which a server may have set lower than 10,000
 
 Request = TypeVar("Request")
@@ -147,10 +147,16 @@ class WeaviateSpace:
         return failed
 
     async def delete(self, uuids: Sequence[UUID]) -> None:
+        deadline = self._connection.write_deadline()
+        for some in _chunks(uuids, IDS_PER_REQUEST):
+            await self._remove(wire.with_ids(some), deadline)
+
+    async def erase(self, uuids: Sequence[UUID]) -> None:
         """One request an id. A batch delete finds objects through the inverted index, and a Weaviate that was killed
-        may have an object (in scans and searches) that is missing there, and stays so after the same write again."""
-        data = self._connection.client.collections.use(self.name).with_consistency_level(ConsistencyLevel.QUORUM).data
-        turns = asyncio.Semaphore(DELETES_AT_ONCE)
+        may have an object (a scan shows it) that is missing there, and stays so when its vector is written again."""
+        use = self._connection.client.collections.use(self.name)
+        data = use.with_consistency_level(ConsistencyLevel.QUORUM).data
+        turns = asyncio.Semaphore(ERASED_AT_ONCE)
 
         async def remove(uuid: UUID) -> bool:
             async with turns:
@@ -161,10 +167,10 @@ class WeaviateSpace:
                 existed = await asyncio.gather(*(remove(uuid) for uuid in uuids))
         except TimeoutError as error:
             raise no_answer("the deletes did not end in time", write=True) from error
-        except Transient as error:  # what it says of a collection it does not know is no code of its own
+        except UnknownOutcome as error:  # what it says of a space that is gone, or read-only, has no code of its own
             if await self._is_gone():
                 raise reserved.gone(self.name) from error
-            raise
+            raise await self._not_deleted(len(uuids)) from error
         if not all(existed) and await self._is_gone():
             raise reserved.gone(self.name)
 

@@ -307,6 +307,21 @@ async def test_delete_is_idempotent_and_exact(make_space: MakeSpace) -> None:
     assert {hit.uuid for hit in hits} == {obj.uuid for obj in objects[12:]}
 
 
+async def test_erase_is_idempotent_and_exact(make_space: MakeSpace) -> None:
+    space = await make_space()
+    objects = [stored(f"d{i}") for i in range(20)]
+    await space.upsert(objects)
+    doomed = [obj.uuid for obj in objects[:12]]
+    await space.erase([*doomed, uuid4()])
+    await space.erase(doomed)
+    await space.erase([])
+    assert await ids(space) == {obj.uuid for obj in objects[12:]}
+    assert await space.heads(doomed) == {}
+    assert await space.count() == 8
+    hits = await space.search(np.array([1, 0, 0, 0], np.float32), 50)
+    assert {hit.uuid for hit in hits} == {obj.uuid for obj in objects[12:]}
+
+
 async def test_delete_chunks_takes_the_late_chunks_of_these_documents(make_space: MakeSpace) -> None:
     space = await make_space()
     await space.upsert([stored(doc, chunk, chunks=6) for doc in ("a", "b", "c") for chunk in range(6)])
@@ -395,6 +410,7 @@ async def test_a_space_dropped_under_our_feet_is_an_identity_changed_and_stays_d
             partial(space.heads, [obj.uuid]),
             partial(space.heads, [obj.uuid], vectors=True),
             partial(space.delete, [obj.uuid]),
+            partial(space.erase, [obj.uuid]),
             partial(space.delete_chunks, [sha("a")], 0),
             partial(everything, space),
             space.count,

@@ -216,7 +216,8 @@ async def test_a_read_only_space_is_overloaded_and_recovers(store: WeaviateStore
     failed = await space.upsert([stored("b"), stored("c")])
     assert {type(error) for error in failed.values()} == {Overloaded}
     assert len(failed) == 2
-    for call in (space.delete([obj.uuid]), space.delete_chunks([obj.uuid.hex, "a"], 0)):
+    calls = (space.delete([obj.uuid]), space.erase([obj.uuid]), space.delete_chunks([obj.uuid.hex, "a"], 0))
+    for call in calls:
         with pytest.raises(Overloaded, match="read-only"):
             await call
     assert set(await space.heads([obj.uuid])) == {obj.uuid}

@@ -196,6 +196,9 @@ class SimSpace:
     async def delete(self, uuids: Sequence[UUID]) -> None:
         await self._net.write("delete", uuids, lambda: self._inner.delete(uuids))
 
+    async def erase(self, uuids: Sequence[UUID]) -> None:
+        await self._net.write("erase", uuids, lambda: self._inner.erase(uuids))
+
     async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:
         return await self._net.write(
             "delete_chunks", doc_hashes, lambda: self._inner.delete_chunks(doc_hashes, from_chunk)

@@ -16,7 +16,7 @@ from typing import Literal
 import pytest
 
 from connectors.services import Addresses, down, kafka, ports, up, weaviate
-from connectors.services.state import Process, State, alive, load, save, stop
+from connectors.services.state import Process, State, alive, load, log_file, save, stop
 
 Name = Literal["kafka", "weaviate"]
 PROXIED = "kafka_proxied"  # a second listener of the broker, advertised at ADVERTISED
@@ -26,6 +26,10 @@ ANSWERS_WITHIN_S = 90.0
 
 def quiet(_: str) -> None:
     """Nobody waits for these lines."""
+
+
+class EndedWhileStarting(AssertionError):
+    """With the last that it logged."""
 
 
 @dataclass(slots=True)
@@ -93,14 +97,23 @@ class OwnServices:
         stop(self.process(name))
 
     def start(self, name: Name) -> None:
-        """Start it again, on its ports and data; returns when it answers."""
+        """Start it again, on its ports and data; returns when it answers. As an operator would, up to three times:
+        while it was down, something else on this machine may have had one of its ports for a moment."""
+        for attempt in range(3):
+            self._begin(name)
+            try:
+                return self.wait(name)
+            except EndedWhileStarting as error:
+                self.say(f"attempt {attempt + 1}: {error}")
+        raise AssertionError(f"{name} ended three times while it was starting")
+
+    def _begin(self, name: Name) -> None:
         state = self._state
         if name == "kafka":
             began = kafka.start(self.folder, kafka.java(), kafka.fetch(quiet), state.ports)
         else:
             began = weaviate.start(self.folder, weaviate.binary(quiet), state.ports)
         save(self.folder, replace(state, processes={**state.processes, name: began}))
-        self.wait(name)
 
     def wait(self, name: Name) -> None:
         at = self.addresses
@@ -110,7 +123,9 @@ class OwnServices:
             if name == "kafka"
             else ports.weaviate_answers(at.weaviate_http, at.weaviate_grpc)
         ):
-            assert alive(self.process(name)), f"{name} ended while it was starting"
+            if not alive(self.process(name)):
+                last = log_file(self.folder, name).read_text(errors="replace").splitlines()[-15:]
+                raise EndedWhileStarting("\n".join([f"{name} ended while it was starting:", *last]))
             assert time.monotonic() < deadline, f"{name} does not answer"
             time.sleep(0.1)
 

@@ -385,9 +385,7 @@ class Worker:
             space_mark=f"{state.version}@{state.fingerprint}",
             space=self._out.store.space(state.space),
             encoder=make_encoder(self._settings, collection, version, canary=state.canary, cache=self._cache),
-            chunker=make_chunker(
-                state.model.chunking, config.tokenizer_at(version.tokenizer) if version.tokenizer else None
-            ),
+            chunker=make_chunker(state.model.chunking, config.tokenizer_of(version)),
             sink=self._out.sink,
             lease=Lease(self._settings.lease_s),
             limits=Limits(

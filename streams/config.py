@@ -334,12 +334,13 @@ def envelope_of(collection: Collection, version: Version) -> Envelope:
     else:
         model, revision = embedder.model, embedder.revision
         options = {"truncate": embedder.truncate} if isinstance(embedder, TeiEmbedder) else {}
-    if version.overlong == "truncate" and version.tokenizer is not None:
-        options |= {"overlong": "truncate", "tokenizer": tokenizer_at(version.tokenizer).id}
+    decides = version.overlong == "truncate" or version.chunking is not None  # else no file is read for the envelope
+    tokenizer = tokenizer_of(version) if decides else None
+    if version.overlong == "truncate" and tokenizer is not None:
+        options |= {"overlong": "truncate", "tokenizer": tokenizer.id}
     chunking = "none"
     if version.chunking is not None:
-        tokenizer_id = tokenizer_at(version.tokenizer).id if version.tokenizer else None
-        chunking = version.chunking.chunking.canonical(tokenizer_id)
+        chunking = version.chunking.chunking.canonical(tokenizer.id if tokenizer else None)
     return Envelope(
         provider=embedder.provider,
         model=model,
@@ -358,8 +359,11 @@ def envelope_of(collection: Collection, version: Version) -> Envelope:
     )
 
 
-def tokenizer_at(path: Path) -> Tokenizer:
-    """The tokenizer of a file, kept while the file is the same. Raises ConfigurationError."""
+def tokenizer_of(version: Version) -> Tokenizer | None:
+    """Of the version's file, kept while the file is the same. Raises ConfigurationError."""
+    path = version.tokenizer
+    if path is None:
+        return None
     try:
         stat = path.stat()
     except OSError:

@@ -229,7 +229,7 @@ def make_encoder(
         config.envelope_of(collection, version),
         pool,
         limits=BatchLimits(pool.max_batch, min(characters, default=None), min(tokens, default=None)),
-        tokenizer=config.tokenizer_at(version.tokenizer) if version.tokenizer else None,
+        tokenizer=config.tokenizer_of(version),
         cache=cache,
     )
 

@@ -78,15 +78,18 @@ class Mender:
         for digest, doubt in due:
             if digest in ledger.busy or (doubt.expected, doubt.not_before_s) != before[digest]:
                 continue  # a newer event came while we looked, or the same one has an unknown outcome again
-            finding = doubt.judge(head := heads.get(ids[digest]))
-            unseen = doubt.expected is not None and doubt.expected.deleted  # the store may hold what it does not find
-            if finding is Finding.SETTLED and (self._build.chunker.splits or unseen) and not doubt.rewritten:
-                ahead = head is not None and doubt.expected is not None and head.offset > doubt.expected.offset
-                finding = finding if ahead else Finding.OVERWRITTEN  # perhaps one of the other chunks was
+            expected, head = doubt.expected, heads.get(ids[digest])
+            assert expected is not None  # only then is a doubt due
+            finding = doubt.judge(head)
+            ahead = head is not None and head.offset > expected.offset
+            # one of the other chunks may have been overwritten; the store may hold what it does not find
+            unseen = self._build.chunker.splits or expected.deleted
+            if finding is Finding.SETTLED and unseen and not ahead and not doubt.rewritten:
+                finding = Finding.OVERWRITTEN
             if finding is Finding.SETTLED and ledger.doubts.get(digest) is doubt:
                 del ledger.doubts[digest]
-            elif finding is Finding.OVERWRITTEN and doubt.expected is not None:
-                overwritten[digest] = (doubt, doubt.expected)
+            elif finding is Finding.OVERWRITTEN:
+                overwritten[digest] = (doubt, expected)
         if overwritten:
             await self._put_right(ledger, overwritten)
 

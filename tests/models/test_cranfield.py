@@ -79,7 +79,7 @@ async def judge(router: Router, version: str) -> Figures:
         return [hit.doc_id for hit in answer.hits]
 
     answers = await asyncio.gather(*(ranked(query) for query, _ in golden))
-    return evaluate([(ids, grades) for ids, (_, grades) in zip(answers, golden, strict=True)], DEPTH)
+    return evaluate([(ids, grades) for ids, (_, grades) in zip(answers, golden, strict=True)], DEPTH, "exponential")
 
 
 def shown(version: str, figures: Figures) -> str:

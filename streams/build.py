@@ -6,17 +6,20 @@ Values and the ports they hold; it must never do anything by itself.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from connectors.protocols import Record, RecordSink, Space
 from streams.chunking import Chunker
+from streams.config_operation import TierName
 from streams.documents import DocumentSchema
 from streams.encoding import Encoder
+from streams.key_index import KeyIndex
 from streams.ordering import Lane, Lease, PartitionLedger
 from streams.progress import Counters
 from streams.spending import Spending
+from streams.tiers import Passes, arrange
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Batch(NamedTuple):
     """Records of one lane and partition in offset order; everything below `position` has been delivered.
 
     `digests` stand beside the records (see documents.key_digest). A replay batch holds only records that the key
-    index calls current.
+    index calls current, and of one tier.
     """
 
     lane: Lane
@@ -52,11 +55,22 @@ class Batch(NamedTuple):
     records: Sequence[Record]
     digests: Sequence[bytes]
     position: int
+    tier: TierName = "rest"
+
+
+async def everything(partition: int, index: KeyIndex, tiers: Sequence[TierName] | None) -> Passes:
+    """One pass."""
+    return arrange(index, ())
 
 
 @dataclass(slots=True)
 class Build:
-    """What every part of one build works with."""
+    """What every part of one build works with.
+
+    `held`: why no replayed document may go on now, None when it may; `all_held`: live events may not either. `slowed`:
+    the share of its speed at which a replay goes. `concurrency`: most requests of the replay at the endpoints. `order`:
+    the passes of a partition's replay, by tiers that somebody set, None for those of the configuration.
+    """
 
     collection: str
     version: str
@@ -74,6 +88,11 @@ class Build:
     limits: Limits
     wall_ms: Callable[[], int]
     spending: Spending = field(default_factory=Spending)
+    held: Callable[[], str | None] = lambda: None
+    all_held: Callable[[], bool] = lambda: False
+    slowed: Callable[[], float] = lambda: 1.0
+    concurrency: Callable[[], int | None] = lambda: None
+    order: Callable[[int, KeyIndex, Sequence[TierName] | None], Awaitable[Passes]] = everything
     counters: dict[int, Counters] = field(default_factory=lambda: defaultdict(Counters))
 
     @property

@@ -26,6 +26,7 @@ from streams.retry import patiently
 from streams.space_objects import Origin, space_object
 from streams.space_writer import DocumentWrite, SpaceWriter
 from streams.spending import PartitionMeter
+from streams.valve import Valve
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class EmbedAgent:
             settle_s=build.limits.settle_s,
             trouble=self._note_trouble,
         )
+        self._valve = Valve(build.all_held)
+        self._replay_valve = Valve(lambda: build.held() is not None, build.concurrency)
         self._progressed = asyncio.Condition()
 
     def _groups_under_way(self) -> int:
@@ -142,13 +145,16 @@ class EmbedAgent:
             if not ledger.admit_replay(record, digest, doc_id):
                 newer = ledger.seen.get(digest)
                 counters.suppressed(deleted=newer is not None and newer.deleted)
+                if isinstance(change, Put):
+                    hashed = documents.source_hash(change, schema)
+                    counters.changed_mid_migration += ledger.seen.replayed(digest, hashed)
                 continue
             if isinstance(change, Rejected):
                 self._reject(ledger, Lane.REPLAY, record, digest, change)
                 continue
             check = ledger.recheck_replay > 0
             ledger.recheck_replay -= check
-            events.append(Event(Lane.REPLAY, record, digest, change, ledger, check))
+            events.append(Event(Lane.REPLAY, record, digest, change, ledger, check, tier=batch.tier))
         ledger.replay.advance(batch.position)
         return self._claim(ledger, events)
 
@@ -233,6 +239,9 @@ class EmbedAgent:
             change = event.change
             hashed = documents.source_hash(change, self.build.schema) if isinstance(change, Put) else None
             action = decide(event.record.offset, hashed, head)
+            if event.lane is Lane.LIVE and action is not Action.NOTHING and event.ledger.seen is not None:
+                changed = event.ledger.seen.met(event.digest, hashed or "", head)
+                self.build.counters[event.ledger.partition].changed_mid_migration += changed
             if action is Action.NOTHING:
                 outcomes.append((event, Outcome.STALE))
             elif action is Action.DELETE:
@@ -348,9 +357,16 @@ class EmbedAgent:
             return await self._store(writes, set())
 
     def _urgency(self, group: Sequence[Event]) -> Urgency:
-        """Live events go first at the endpoint, and wait for it as long as one of the group is still ours."""
+        """Live events go first at the endpoint, and wait for it as long as one of the group is still ours.
+
+        Mends go as the rest of a replay, but are not held with it: what is in doubt has to be settled.
+        """
+        lane = group[0].lane
         return Urgency(
-            "live" if group[0].lane is Lane.LIVE else "replay",
+            "live" if lane is Lane.LIVE else group[0].tier,
+            valve=self._replay_valve if lane is Lane.REPLAY else self._valve,
+            # a live event that waits behind one of these must not be held with them
+            pressing=lambda: lane is Lane.REPLAY and any(e.ledger.busy.get(e.digest) is not None for e in group),
             going=lambda: any(event.ledger.active for event in group),
             trouble=self._note_trouble,
             meter=PartitionMeter(

@@ -14,13 +14,14 @@ import numpy as np
 
 from connectors.embedders.base import RejectedTexts, check_vectors
 from connectors.embedders.cache import VectorCache
-from connectors.embedders.pool import EndpointPool, Served
+from connectors.embedders.pool import EndpointPool, Served, Withheld
 from connectors.embedders.probe import PROBE_TEXT
 from connectors.errors import ConfigurationError, ContentRejected, Transient, WrongModel
 from connectors.protocols import Vectors
 from streams.batching import BatchLimits, pack
 from streams.retry import patiently
 from streams.tokens import TokenEstimate, Tokenizer
+from streams.valve import Valve
 from streams.versions import Envelope
 
 _UNIT_TOLERANCE = 1e-6
@@ -49,17 +50,20 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Urgency:
-    """For whom a text is embedded. `lane`: live, replay or query; all but replay go first. `going`: whether anybody
-    still waits for it; `trouble` hears what holds it up, and None when that is over."""
+    """For whom a text is embedded. `lane`: live, query, or a tier of the replay; the first two go first. `going`:
+    whether anybody still waits for it; `trouble` hears what holds it up, and None when that is over. `valve`: what each
+    request passes, also when it is shut if that is `pressing`."""
 
     lane: str = "query"
     going: Callable[[], bool] = lambda: False
     trouble: Callable[[Transient | None], None] = lambda _: None
     meter: Meter = field(default_factory=Free)
+    valve: Valve | None = None
+    pressing: Callable[[], bool] = lambda: False
 
     @property
     def urgent(self) -> bool:
-        return self.lane != "replay"
+        return self.lane in ("live", "query")
 
 
 Ready = Callable[[Sequence[int], Vectors], None]
@@ -256,14 +260,26 @@ class Encoder:
         """One request, again until it is answered or nobody waits for it any more."""
         meter = urgency.meter
 
+        valve = urgency.valve or Valve()
+
         async def once() -> Served:
-            meter.reserve(tokens)
-            served: Served | None = None
-            try:
-                served = await self.pool.embed(texts, tokens=tokens, urgent=urgency.urgent, lane_or_tier=urgency.lane)
-            finally:
-                meter.paid(tokens, served)
-            return served
+            while True:
+                async with valve.passed(urgency.going, urgency.pressing):
+                    meter.reserve(tokens)
+                    served: Served | None = None
+                    try:
+                        served = await self.pool.embed(
+                            texts,
+                            tokens=tokens,
+                            urgent=urgency.urgent,
+                            lane_or_tier=urgency.lane,
+                            may_go=lambda: valve.open(urgency.pressing),
+                        )
+                    except Withheld:
+                        continue
+                    finally:
+                        meter.paid(tokens, served)
+                    return served
 
         served = await patiently(once, going=urgency.going, trouble=urgency.trouble)
         if served.counted:

@@ -32,13 +32,12 @@ class KeyIndex:
     An entry is `offset * 2 + tombstone`. A 64-bit digest would one day lose a document, so digests are 128 bits.
     """
 
-    __slots__ = ("_entry", "_high", "_live_offsets", "_low", "records")
+    __slots__ = ("_entry", "_high", "_low", "records")
 
     def __init__(
         self, high: NDArray[np.uint64], low: NDArray[np.uint64], entry: NDArray[np.int64], records: int
     ) -> None:
         self._high, self._low, self._entry = high, low, entry
-        self._live_offsets: NDArray[np.int64] | None = None
         self.records = records
 
     def __len__(self) -> int:
@@ -59,11 +58,9 @@ class KeyIndex:
         """Records that a newer record of their key has replaced."""
         return self.records - len(self)
 
-    def documents_below(self, offset: int) -> int:
-        """How many of `documents` have their newest record below `offset`: exact progress after a restart."""
-        if self._live_offsets is None:
-            self._live_offsets = np.sort(self._entry[(self._entry & 1) == 0] >> 1)
-        return int(np.searchsorted(self._live_offsets, offset, side="left"))
+    def document_offsets(self) -> NDArray[np.int64]:
+        """int64[documents], sorted: where the newest records of the documents stand."""
+        return np.sort(self._entry[(self._entry & 1) == 0] >> 1)
 
     def entries(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """int64[n]: the entry of each digest, ABSENT where the key is unknown."""
@@ -73,6 +70,11 @@ class KeyIndex:
     def newest_offsets(self, digests: Sequence[bytes]) -> list[int]:
         """The newest offset of each key, put or tombstone; ABSENT where the key is unknown."""
         return [ABSENT if entry == ABSENT else entry >> 1 for entry in self.entries(digests).tolist()]
+
+    def put_offsets(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """int64[n]: where the newest record of each key stands; ABSENT where that is a tombstone or there is none."""
+        entries = self.entries(digests)
+        return np.where((entries == ABSENT) | (entries & 1 == 1), ABSENT, entries >> 1)
 
     def positions(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """int64[n]: where each digest stands in the index's own order (see `key_digest`), ABSENT if unknown."""

@@ -209,7 +209,10 @@ class Mender:
         return moved
 
     def _expected(self, suspect: Suspect, records: Mapping[int, Record]) -> tuple[str, Expected] | None:
-        """The document and what the log says of it; None when a newer record or the dead letters answer for it."""
+        """The document and what the log says of it; None when a newer record or the dead letters answer for it.
+
+        A form that stands before a dead letter is written again where it has chunks: one of them may be missing.
+        """
         if suspect.expected is None or (suspect.expected.deleted and suspect.doc_id is not None):
             assert suspect.doc_id is not None
             return suspect.doc_id, suspect.expected or Expected(suspect.stored_offset or 0, deleted=True)
@@ -218,7 +221,9 @@ class Mender:
             return None
         change = documents.parse(record.key, record.value, self._build.schema)
         if isinstance(change, Rejected):
-            return None
+            if suspect.doc_id is None or suspect.stored_offset is None or not self._build.chunker.splits:
+                return None
+            return suspect.doc_id, Expected(suspect.stored_offset, deleted=False)
         return change.doc_id, Expected(record.offset, deleted=isinstance(change, Delete))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]], ledger: PartitionLedger) -> T:

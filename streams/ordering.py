@@ -12,6 +12,7 @@ from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from connectors.protocols import Head, Record
+from streams.config_operation import TierName
 from streams.documents import Delete, Put
 from streams.key_index import ABSENT, Expected
 
@@ -53,6 +54,7 @@ class Event:
     check: bool
     superseded: Expected | None = None
     anew: bool = False
+    tier: TierName = "rest"
 
 
 # rule 6: the contiguous prefix
@@ -191,14 +193,39 @@ class Admitted(NamedTuple):
 
 @dataclass(slots=True)
 class Seen:
-    """Rule 5: every key live has seen at or after the start, with its newest offset and whether it was a delete."""
+    """Rule 5: every key live has seen at or after the start, with its newest offset and whether it was a delete.
+
+    `hashes`: what live made of a key that the space did not hold yet, "" for a delete; `changed`: documents of the
+    history whose text live has changed. Both are for counting only: a restart forgets them.
+    """
 
     offsets: dict[bytes, int] = field(default_factory=dict)
+    hashes: dict[bytes, str] = field(default_factory=dict)
+    changed: set[bytes] = field(default_factory=set)
 
     def note(self, digest: bytes, offset: int, deleted: bool) -> None:
         entry = offset * 2 + deleted
         if self.offsets.get(digest, ABSENT) < entry:
             self.offsets[digest] = entry
+
+    def met(self, digest: bytes, source_hash: str, stored: Head | None) -> bool:
+        """Live met a put of this hash, or a delete (""). True: the text of a document of the history has changed, once
+        for each document. Where nothing is `stored` yet, `replayed` will tell."""
+        if stored is None or digest in self.hashes:
+            self.hashes[digest] = source_hash
+        elif stored.source_hash != source_hash:
+            return self._first_change(digest)
+        return False
+
+    def replayed(self, digest: bytes, source_hash: str) -> bool:
+        """The history's record of a key that live has seen. As `met`."""
+        met = self.hashes.pop(digest, source_hash)
+        return met != source_hash and self._first_change(digest)
+
+    def _first_change(self, digest: bytes) -> bool:
+        known = digest in self.changed
+        self.changed.add(digest)
+        return not known
 
     def get(self, digest: bytes) -> Expected | None:
         entry = self.offsets.get(digest)

@@ -9,5 +9,5 @@ from connectors.protocols import Embedder
 ENDPOINT_AT_ONCE = 4
 
 
-def pool_of(embedder: Embedder) -> EndpointPool:
-    return EndpointPool([Endpoint("the-endpoint", embedder, concurrency=ENDPOINT_AT_ONCE, fixed_concurrency=True)])
+def pool_of(embedder: Embedder, *, concurrency: int = ENDPOINT_AT_ONCE) -> EndpointPool:
+    return EndpointPool([Endpoint("the-endpoint", embedder, concurrency=concurrency, fixed_concurrency=True)])

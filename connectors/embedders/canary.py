@@ -38,8 +38,11 @@ class CanaryEmbedder:
         turn = self._turn = (self._turn + 1) % len(PROBE_TEXTS)
         try:
             if self._embedder.max_batch == 1:
-                await self._check_alone(turn)
-                return await self._embedder.embed(texts)
+                probe_tokens = await self._check_alone(turn)
+                reply = await self._embedder.embed(texts)
+                if reply.tokens is not None and probe_tokens is not None:
+                    reply = reply._replace(tokens=reply.tokens + probe_tokens)
+                return reply
             reply = await self._embedder.embed([*texts, PROBE_TEXTS[turn]])
         except RejectedTexts as error:
             named = [index for index in error.indexes if index < len(texts)]
@@ -56,10 +59,11 @@ class CanaryEmbedder:
     async def close(self) -> None:
         await self._embedder.close()
 
-    async def _check_alone(self, turn: int) -> None:
-        """Where a request holds one text, the probe can only go before it."""
+    async def _check_alone(self, turn: int) -> int | None:
+        """Where a request holds one text, the probe can only go before it. Its tokens, where the endpoint counts."""
         reply = await self._embedder.embed([PROBE_TEXTS[turn]])
         self._compare(check_vectors(reply.vectors, 1, self._name)[0], turn)
+        return reply.tokens
 
     def _compare(self, vector: Vectors, turn: int) -> None:
         _same(self._name, vector, self._birth[turn], _NEXT_STEP)

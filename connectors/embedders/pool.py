@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -35,11 +35,16 @@ class Served(NamedTuple):
     price: float
 
 
+class Withheld(Exception):
+    """Its turn came, and it may not go now: nothing was sent."""
+
+
 class EndpointPool:
     """The lowest rank that is not away serves; within it, endpoints with room take calls by their weight.
 
     An endpoint with `overflow` also serves when those of the lower ranks have no free slot. One with `lanes` serves
-    calls that name one of them; a call that names none goes to those without `lanes`, or to any if there are none.
+    calls that name one of them, and one with the lane "replay" every tier of it; a call that names none goes to those
+    without `lanes`, or to any if there are none.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
@@ -69,17 +74,27 @@ class EndpointPool:
         return max(endpoint.price for endpoint in self._endpoints)
 
     async def embed(
-        self, texts: Sequence[str], *, tokens: int, urgent: bool, lane_or_tier: str | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        tokens: int,
+        urgent: bool,
+        lane_or_tier: str | None = None,
+        may_go: Callable[[], bool] = lambda: True,
     ) -> Served:
         """Waits for the first turn among the endpoints; what one of them cannot do now, another does at once.
 
-        Raises the Transient that may end soonest when none is left, ContentRejected of whichever answered, the
-        Terminal of the last endpoint when all others were taken out or have failed, WrongModel when all were excluded.
+        Raises Withheld when `may_go` says no once the turn has come; the Transient that may end soonest when none is
+        left, ContentRejected of whichever answered, the Terminal of the last endpoint when all others were taken out or
+        have failed, WrongModel when all were excluded.
         """
         allowed = self._allowed(lane_or_tier)
         failed: dict[str, Transient] = {}
         while True:
             turn = await self._turn(allowed, failed, tokens, urgent)
+            if not may_go():
+                turn.endpoint.give_back(turn)
+                raise Withheld
             try:
                 vectors, counted = await turn.endpoint.attempt(turn, texts)
                 return Served(vectors, tokens if counted is None else counted, counted is not None, turn.endpoint.price)
@@ -186,7 +201,8 @@ class EndpointPool:
         unbound = [endpoint for endpoint in self._endpoints if endpoint.lanes is None]
         if lane is None:
             return unbound or self._endpoints
-        allowed = [endpoint for endpoint in self._endpoints if endpoint.lanes is None or lane in endpoint.lanes]
+        lanes = {lane} if lane in ("live", "query") else {lane, "replay"}
+        allowed = [endpoint for endpoint in self._endpoints if endpoint.lanes is None or lanes & endpoint.lanes]
         if not allowed:
             raise ConfigurationError(
                 f"no endpoint serves {lane}", next_step=f"name {lane} in an endpoint's lanes, or leave lanes out of one"

@@ -65,6 +65,8 @@ class Comparison:
             return
         self._met[head.partition][at] += 1
         if head.offset != expected.offset:
+            if head.chunk and digest in self.suspects:
+                return  # what chunk 0 says counts: it is the document's commit record
             self.suspects[digest] = Suspect("stale", head.partition, digest, expected, head.doc_id, head.offset)
         elif head.chunk == 0:
             self._wanted[head.partition][at] = head.chunks

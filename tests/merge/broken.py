@@ -13,14 +13,15 @@ from typing import Any
 from unittest.mock import patch
 
 from connectors.protocols import Commit, Head
-from streams import build_runner, embed_agent, live, ordering
+from streams import build_runner, embed_agent, live, ordering, replay
 from streams.embed_agent import EmbedAgent
-from streams.key_index import ABSENT, Expected, KeyIndex
+from streams.key_index import ABSENT, Expected
 from streams.live import LiveCommit, LiveLane
 from streams.ordering import Action, Admitted, Event, Outcome, PartitionLedger, Seen
-from streams.replay import ReplayLane
+from streams.replay import Place, ReplayCommit, ReplayLane
 from streams.space_writer import SpaceWriter
 from streams.state import TopicNames
+from streams.tiers import Pass, Passes
 from tests.merge import scenario
 
 
@@ -81,14 +82,24 @@ def _starts_at_the_end() -> list[tuple[object, str, object]]:
 
 
 def _replay_ends_early() -> list[tuple[object, str, object]]:
-    original = ReplayLane._pass
+    original = ReplayLane._read
 
-    async def one_short(self: ReplayLane, index: KeyIndex, barrier: int) -> None:
-        await original(self, index, barrier - 1)
+    async def one_short(self: ReplayLane, one: Pass, end: int) -> None:
+        await original(self, one, end - 1)
         if self._ledger.replay is not None:
-            self._ledger.replay.advance(barrier)
+            self._ledger.replay.advance(end)
 
-    return [(ReplayLane, "_pass", one_short)]
+    return [(ReplayLane, "_read", one_short)]
+
+
+def _another_order_goes_on() -> list[tuple[object, str, object]]:
+    def at_the_same_offset(commit: Commit | None, epoch: int, passes: Passes, *, replayed: bool) -> Place:
+        made = ReplayCommit.from_metadata(commit.metadata) if commit else None
+        if commit is None or made is None or made.epoch != epoch:
+            return Place(0, 0)
+        return Place(min(made.tier, len(passes) - 1), commit.offset)
+
+    return [(replay, "resume", at_the_same_offset)]
 
 
 # rule 3
@@ -193,9 +204,9 @@ def _done_unresolved() -> list[tuple[object, str, object]]:
 def _waits_for_the_last_record() -> list[tuple[object, str, object]]:
     original = ReplayLane._deliver_current
 
-    async def seen_last(self: ReplayLane, batch: Any, index: KeyIndex, barrier: int) -> None:
+    async def seen_last(self: ReplayLane, batch: Any, one: Pass, end: int) -> None:
         last = batch.records[-1].offset if batch.records else ABSENT
-        await original(self, batch._replace(position=min(batch.position, last + 1), done=False), index, barrier)
+        await original(self, batch._replace(position=min(batch.position, last + 1), done=False), one, end)
 
     return [(ReplayLane, "_deliver_current", seen_last)]
 
@@ -323,6 +334,7 @@ FAULTS = {
     "1-position": Broken(1, "positions below the log's start or past its end are not looked at", _positions_unchecked),
     "1-key": Broken(1, "a key may be in two partitions", _partitions_mixed),
     "2-start": Broken(2, "a live group without commits starts at the log's end", _starts_at_the_end),
+    "2-order": Broken(2, "a replay whose order has changed goes on at the same offset", _another_order_goes_on),
     "2-barrier": Broken(2, "the replay stops one offset before the barrier", _replay_ends_early),
     "3-busy": Broken(3, "two requests for one key at once", _one_key_twice),
     "4-older": Broken(4, "of two waiting events of a key the older goes", _oldest_waits),

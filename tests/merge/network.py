@@ -179,6 +179,9 @@ class SimSpace:
         await self._net.hop()
         return found
 
+    async def indexing_queue(self) -> int:
+        return await self._inner.indexing_queue()
+
     async def upsert(self, objects: Sequence[SpaceObject]) -> Mapping[UUID, Exception]:
         failed: dict[UUID, Exception] = {}
         good: list[SpaceObject] = []

@@ -49,6 +49,7 @@ class Scenario:
         self.malformed = rng.choice((0.0, 0.1, 0.25))
         self.second_version = not calm and rng.random() < 0.15
         self.stop_for = None if calm or self.second_version or rng.random() > 0.1 else rng.choice(tuple(STOPS))
+        self.tiered = rng.random() < 0.4
         self.worlds: list[World] = []
         self.world: World
         self.actions = 0
@@ -62,6 +63,8 @@ class Scenario:
         for _ in range(self.early):
             await self._act(self._early_event)
         await self._act(self._early_compaction)
+        if self.tiered:
+            await self._act(self._searches)
         await self.world.start_build()
         if not self.calm:
             await self._act(self._late_worker)
@@ -113,11 +116,30 @@ class Scenario:
 
     async def _early_trouble(self) -> None:
         """Something befalls the first worker while it replays, or just after."""
-        if self.rng.random() < 0.7:
+        if self.rng.random() < 0.6:
+            return
+        if self.rng.random() < 0.3:
+            await self._replay_after_a_restart()
             return
         self._weather_of(self.rng.choice(("slow", "store_fails", "store_unknown")), 0.4)
         await asyncio.sleep(self.rng.uniform(0.1, 3.0))
         await self._disturb(self.world, self.rng.uniform(0.3, 1.0))
+
+    async def _replay_after_a_restart(self) -> None:
+        """Live goes on while the replay is paused; whoever resumes it has not seen what live saw."""
+        world, rng = self.world, self.rng
+        await asyncio.sleep(rng.choice((0.0, 0.0, 0.1)))
+        world.state = world.state.model_copy(update={"paused": "replay"})
+        for _ in range(rng.choice((2, 8))):
+            self._event()
+        await asyncio.sleep(rng.choice((0.5, 3.0)))
+        if rng.random() < 0.5:
+            await world.stop_worker("a")
+        else:
+            world.kill_worker("a")
+        world.start_worker("r")
+        await asyncio.sleep(rng.choice((0.0, 1.0, 10.0)))
+        world.state = world.state.model_copy(update={"paused": None})
 
     async def _early_event(self) -> None:
         self._event()
@@ -218,9 +240,21 @@ class Scenario:
             world.say(f"asked: {kind}")
             world.ask("repair" if kind == "repair" else "redrive")
             return
+        if self.tiered and rng.random() < 0.5:
+            await self._searches()
+            tiers = rng.choice((None, [], ["listed"], ["newest"], ["newest", "listed"], ["listed", "newest"]))
+            world.say(f"tiers: {tiers}")
+            controls = world.state.controls.model_copy(update={"tiers": tiers})
+            world.state = world.state.model_copy(update={"controls": controls})
+            return
         paused = rng.choice((None, "replay", "all"))
         world.say(f"paused: {paused}")
         world.state = world.state.model_copy(update={"paused": paused})
+
+    async def _searches(self) -> None:
+        for world in self.worlds:
+            keys = self.rng.sample(self.keys, self.rng.randint(0, len(self.keys)))
+            world.search_for(keys, self.rng.choice((0.0, 0.3, 0.6)))
 
     async def _long_absence(self) -> None:
         """Live writes stand still until tombstones expire that nobody has read, by a pause or for want of a worker."""

@@ -22,12 +22,15 @@ from connectors.memory.store import MemoryStore
 from connectors.protocols import JSON, Record, SpaceSpec
 from streams.build import Batch, Build, Limits
 from streams.build_runner import BuildRunner
-from streams.documents import DocumentSchema
+from streams.config_operation import TierName
+from streams.documents import DocumentSchema, key_digest
 from streams.encoding import Encoder
+from streams.key_index import KeyIndex
 from streams.migration.sweep import DeadLetterKey, Sweep, sweep
 from streams.ordering import Lease
 from streams.progress import Counters, ProgressRecord
 from streams.state import BuildState, Command, Failure, Request, TopicNames
+from streams.tiers import Passes, arrange
 from streams.versions import Envelope, Stage
 from tests import oracle
 from tests.merge.network import REFUSED_BY_STORE, Network, NextFault, SimLog, SimReader, SimSpace, Weather
@@ -183,6 +186,8 @@ class World:
         self.failure: str | None = None
         self.calm = calm
         self.embeddings = 0
+        self.listed: dict[bytes, float] = {}
+        self.newest = 0.0
         self.refusing = True
         self.replay_documents: dict[
             int, int
@@ -297,6 +302,7 @@ class World:
                 lease=Lease(SESSION_S - DEADLINE_S - 0.5),
                 limits=self.limits,
                 wall_ms=lambda: round(self.loop.time() * 1000) + 1_000_000,
+                order=self._order,
             )
             builds.append(build)
             return build
@@ -315,6 +321,16 @@ class World:
             self._held,
         )
         self.workers[name] = Worker(name, network, runner, asyncio.ensure_future(runner.run()), builds)
+
+    async def _order(self, _: int, index: KeyIndex, tiers: Sequence[TierName] | None) -> Passes:
+        wanted: Sequence[TierName] = ("listed", "newest") if tiers is None else tiers
+        return arrange(index, wanted, dict(self.listed), self.newest, first_band=1)
+
+    def search_for(self, keys: Sequence[str], newest: float) -> None:
+        """What people look for: whoever begins a replay from now on goes by it."""
+        self.say(f"searched for: {', '.join(keys) or 'nothing'}; newest {newest}")
+        self.listed = {key_digest(key.encode()): float(len(keys) - n) for n, key in enumerate(keys)}
+        self.newest = newest
 
     async def _held(self, _: BuildState) -> set[DeadLetterKey]:
         return {at for at, _ in self.dead_letters}

@@ -71,6 +71,15 @@ async def test_an_endpoint_of_single_texts_is_asked_first() -> None:
     assert [call[0] in PROBE_TEXTS for call in inner.calls[calls:]] == [True], "no text went to the wrong model"
 
 
+async def test_the_tokens_of_a_probe_that_goes_alone_are_counted() -> None:
+    class Counting(MemoryEmbedder):
+        async def embed(self, texts: Sequence[str]) -> Embedded:
+            return (await super().embed(texts))._replace(tokens=sum(map(len, texts)))
+
+    together, alone = await hatched(Counting(8)), await hatched(Counting(8, max_batch=1))
+    assert (await alone.embed(["abc"])).tokens == (await together.embed(["abc"])).tokens
+
+
 async def test_a_refused_text_keeps_its_number_and_a_refused_probe_is_nobodys() -> None:
     canary = await hatched(MemoryEmbedder(8))
     with pytest.raises(ContentRejected) as caught:

@@ -197,7 +197,7 @@ async def test_the_factory_makes_what_the_configuration_names() -> None:
 
 
 def urgency(**given: Any) -> Urgency:
-    return Urgency("replay", going=lambda: True, **given)
+    return Urgency("rest", going=lambda: True, **given)
 
 
 async def test_a_batch_that_has_to_wait_does_not_cost_the_others_again() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.embedders.endpoint import Endpoint
-from connectors.embedders.pool import EndpointPool, Served
+from connectors.embedders.pool import EndpointPool, Served, Withheld
 from connectors.errors import (
     AccessDenied,
     ConfigurationError,
@@ -424,3 +424,37 @@ def test_facts_batch_and_close() -> None:
 def test_endpoints_have_names_of_their_own(names: list[str]) -> None:
     with pytest.raises(ConfigurationError):
         EndpointPool([Endpoint(name, Server()) for name in names])
+
+
+def test_a_tier_goes_to_its_endpoints_and_to_those_of_the_whole_replay() -> None:
+    async def main() -> None:
+        dear, cheap = Server(), Server()
+        pool = EndpointPool(
+            [
+                Endpoint("dear", dear, lanes=frozenset({"live", "listed"})),
+                Endpoint("cheap", cheap, lanes=frozenset({"replay"}), rank=1),
+            ]
+        )
+        await ask(pool, lane="listed")
+        await ask(pool, lane="live", urgent=True)
+        assert (len(dear.began_s), len(cheap.began_s)) == (2, 0)
+        await ask(pool, lane="newest")
+        await ask(pool, lane="rest")
+        assert (len(dear.began_s), len(cheap.began_s)) == (2, 2)
+        with pytest.raises(ConfigurationError):
+            await ask(pool, lane="query", urgent=True)
+
+    virtual_time.run(main())
+
+
+def test_a_turn_that_may_not_go_is_given_back_and_nothing_sent() -> None:
+    async def main() -> None:
+        server = Server()
+        pool = EndpointPool([Endpoint("e", server, concurrency=1, fixed_concurrency=True)])
+        with pytest.raises(Withheld):
+            await pool.embed(["x"], tokens=1, urgent=False, may_go=lambda: False)
+        assert not server.began_s
+        await ask(pool)
+        assert len(server.began_s) == 1
+
+    virtual_time.run(main())

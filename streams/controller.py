@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
-from connectors.errors import CrossfadeError, Fenced, Transient, UnknownOutcome
+from connectors.errors import CrossfadeError, Fenced, Refused, Transient, UnknownOutcome
 from connectors.protocols import AtomicWriter
-from streams.progress import ProgressRecord, combine
+from streams.progress import ProgressRecord, Whole
 from streams.state import CollectionState, Command, CommandOutcome, JournalEntry, TopicNames
 from streams.state_store import StateStore
 from streams.verbs import VERBS
-from streams.verbs.desk import Desk, Outside
+from streams.verbs.attending import WATCH, Amendment, Attendant
+from streams.verbs.desk import Desk, NotYet, Outside, Shown
+from streams.verbs.examining import Examined, examine, may_begin, needs_examination
+from streams.verbs.swapping import cutover
+from streams.verbs.waiting import GOES_ON, given_up
 from streams.views import ProgressView, StateView
 
 log = logging.getLogger(__name__)
 
 ALIAS_LOOK_EVERY_S = 15.0
 PROGRESS_EVERY_S = 1.0
+ATTEND_EVERY_S = 1.0
+SENT_AGAIN = frozenset({"configuration", GOES_ON, WATCH})
+"""Origins of commands that no person waits for: whoever sent them sends them again."""
 
 
 class Controller:
@@ -34,6 +43,8 @@ class Controller:
         self._progress = progress
         self._desk = Desk(names, outside, self._state, progress)
         self._locks: dict[str, asyncio.Lock] = {}
+        self._under_way: set[str] = set()
+        self._examined: dict[str, tuple[Command, int]] = {}
         self.fenced = False
         self._in_office = asyncio.Event()
         self._out_of_office = asyncio.Event()
@@ -67,20 +78,88 @@ class Controller:
     async def handle(self, command: Command) -> None:
         """Apply one command, once. Refusals become outcomes; the sender reads them in the state topic.
 
-        A command that comes before `take_over` is complete waits for it.
+        A command that comes before `take_over` is complete waits for it. While a cutover is examined, which takes as
+        long as a sweep, the other commands of its collection go on.
         """
         await self._in_office.wait()
-        async with self._locks.setdefault(command.collection, asyncio.Lock()):
-            if not await self._knows_the_state():
+        if command.id in self._under_way:
+            return  # it was sent again
+        self._under_way.add(command.id)
+        try:
+            if command.verb == "cutover":
+                await self._cut_over(command)
+            else:
+                async with self._turn(command.collection):
+                    if await self._is_next(command):
+                        await self._attempt(command)
+        finally:
+            self._under_way.discard(command.id)
+
+    def _turn(self, collection: str) -> asyncio.Lock:
+        """Commands of one collection change its state one after the other."""
+        return self._locks.setdefault(collection, asyncio.Lock())
+
+    async def _cut_over(self, command: Command) -> None:
+        """Look whether it may begin, examine outside the collection's turn, and then look again and swap."""
+        if not await self._may_examine(command):
+            return
+        try:
+            try:
+                examined = await examine(self._desk, command)
+            except CrossfadeError as error:
+                async with self._turn(command.collection):
+                    if await self._is_next(command):
+                        await self._refuse(command, error)
                 return
-            begun = self._state.begun(command.collection)
-            if begun is not None and begun.id != command.id:  # one step at a time: that one first
-                await self._attempt(begun)
-                if self._state.begun(command.collection) is not None:
-                    return  # it still waits out some trouble, and this one with it: its sender asks again
-            current = self._state.collections.get(command.collection)
-            if current is None or current.outcome(command.id) is None:
+            async with self._turn(command.collection):
+                if await self._is_next(command):
+                    await self._attempt(command, examined)
+        finally:
+            if self._examined.get(command.collection, (None,))[0] is command:
+                del self._examined[command.collection]
+
+    async def _may_examine(self, command: Command) -> bool:
+        """False: it was refused, or is done without looking at a space."""
+        async with self._turn(command.collection):
+            if not await self._is_next(command):
+                return False
+            if not needs_examination(self._desk, command):
                 await self._attempt(command)
+                return False
+            try:
+                may_begin(self._desk, command)
+                if not command.args.get("check"):  # which changes nothing, and may run beside another
+                    self._check_alone(command)
+                    self._examined[command.collection] = (command, self._out.wall_ms())
+            except CrossfadeError as error:
+                await self._refuse(command, error)
+                return False
+            return True
+
+    def _check_alone(self, command: Command) -> None:
+        """Raises Refused while another cutover of the collection is examined: one of the two would be a surprise."""
+        if (other := self._examined.get(command.collection)) is None:
+            return
+        first, since_ms = other
+        now = self._state.collection(command)
+        at = datetime.fromtimestamp(since_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        raise Refused(
+            f"somebody was first: {first.who or 'somebody'} asked at {at} to cut {command.collection} over to "
+            f"{first.version}, which is being examined; {now.serving or 'nothing'} serves",
+            next_step=f"crossfade history {command.collection} --limit 5 says what came of it",
+        )
+
+    async def _is_next(self, command: Command) -> bool:
+        """In its collection's turn: in office, nothing else has begun, and it was not yet applied."""
+        if not await self._knows_the_state():
+            return False
+        begun = self._state.begun(command.collection)
+        if begun is not None and begun.id != command.id:  # one step at a time: that one first
+            await self._attempt(begun)
+            if self._state.begun(command.collection) is not None:
+                return False  # it still waits out some trouble, and this one with it: its sender asks again
+        current = self._state.collections.get(command.collection)
+        return current is None or current.outcome(command.id) is None
 
     async def _knows_the_state(self) -> bool:
         """In office, and sure of what the state topic holds. False: the sender asks again."""
@@ -94,11 +173,14 @@ class Controller:
             return False
         return self.active
 
-    async def _attempt(self, command: Command) -> None:
+    async def _attempt(self, command: Command, examined: Examined | None = None) -> None:
         if not self.active:
             return
         try:
-            await VERBS[command.verb](self._desk, command)
+            if examined is not None:
+                await cutover(self._desk, command, examined)
+            else:
+                await VERBS[command.verb](self._desk, command)
         except Fenced:
             log.warning("another controller has taken over")
             self.stand_down(fenced=True)
@@ -110,17 +192,25 @@ class Controller:
         if collection is not None and collection.intent is not None and isinstance(error, Transient):
             log.error("%s of %s is not complete and will be tried again: %s", command.verb, command.collection, error)
             return  # the intent stands; `watch` completes it
-        if isinstance(error, Transient) and (
-            command.verb in ("replayed", "failed") or command.args.get("origin") == "configuration"
-        ):
+        if isinstance(error, Fenced):
+            self.stand_down(fenced=True)
+            return
+        passes = isinstance(error, Transient | NotYet)
+        if passes and (command.verb in ("replayed", "failed") or command.args.get("origin") in SENT_AGAIN):
             log.error("%s of %s waits: %s", command.verb, command.collection, error)
-            return  # a worker asks again under the same id: an outcome would end that
+            return  # it is sent again under the same id: an outcome would end that
         if collection is None:
             collection = CollectionState(collection=command.collection, alias="", topic="")
-        outcome = CommandOutcome(id=command.id, ok=False, message=error.message, next_step=error.next_step)
+        now_ms = self._out.wall_ms()
+        if not passes:
+            collection = given_up(collection, command, error, now_ms)
+        data = error.data if isinstance(error, Shown) else {}
+        outcome = CommandOutcome(id=command.id, ok=False, message=error.message, next_step=error.next_step, data=data)
+        event = f"{command.verb} refused"
+        log.warning("%s of %s is refused: %s", command.verb, command.collection, error)
         try:
             await self._state.commit(
-                collection.with_outcome(outcome, self._out.wall_ms()), [], command, "refused", error.message
+                collection.with_outcome(outcome, now_ms), [], command, event, error.message, data=data or None
             )
         except Fenced:
             self.stand_down(fenced=True)
@@ -147,7 +237,7 @@ class Controller:
 
     async def _check_alias(self, collection: CollectionState) -> None:
         """A late request of a former controller may have moved it (rule 10: one controller, and it looks first)."""
-        async with self._locks.setdefault(collection.collection, asyncio.Lock()):
+        async with self._turn(collection.collection):
             current = self._state.collections[collection.collection]
             if not self.active or current.serving is None or current.intent is not None:
                 return
@@ -165,12 +255,43 @@ class Controller:
                 await self._state.journal(entry)
                 await self._out.store.point_alias(current.alias, space)
 
+    async def attend(self) -> None:
+        """While active: go on with cutovers that waited, and watch over those that were made."""
+        attendant = Attendant(self._desk, self.handle, self._amend, self._examined.__contains__)
+        try:
+            while True:
+                await asyncio.sleep(ATTEND_EVERY_S)
+                attendant.look(self._state.collections.values() if self.active else ())
+        finally:
+            await attendant.close()
+
+    async def _amend(self, collection: str, change: Callable[[CollectionState], Amendment | None]) -> None:
+        """Change a collection in its turn, without a command. `change` gives None when there is nothing to change."""
+        async with self._turn(collection):
+            if not await self._knows_the_state() or self._state.begun(collection) is not None:
+                return
+            current = self._state.collections.get(collection)
+            if current is None or (amended := change(current)) is None:
+                return
+            try:
+                await self._state.commit(
+                    amended.state, [], amended.command, amended.event, amended.message, data=amended.data
+                )
+            except Fenced:
+                self.stand_down(fenced=True)
+            except CrossfadeError as error:
+                log.error("%s of %s was not recorded: %s", amended.event, collection, error)
+
     async def summarise(self, send: Callable[[str, ProgressRecord], Awaitable[None]]) -> None:
         """While active: publish each build's progress as a whole, from its partitions'."""
+        followed: dict[tuple[str, int], Whole] = defaultdict(Whole)
         while True:
             await asyncio.sleep(PROGRESS_EVERY_S)
             for build in [b for b in self._state.builds.values() if self.active and b.active]:
-                whole = combine(build.version, self._progress.partitions(build), build.partitions, self._out.wall_ms())
+                records, now_ms = self._progress.partitions(build), self._out.wall_ms()
+                whole = followed[build.key, build.epoch].combine(
+                    build.version, records, build.partitions, now_ms, build.controls.replay_rate
+                )
                 if whole is None:
                     continue
                 try:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from connectors.errors import NotFound
+from streams.config_operation import TierName
 from streams.versions import ACTIVE, Envelope, Stage
 
 Verb = Literal[
@@ -42,6 +44,7 @@ class TopicNames:
         self.progress = f"{prefix}.progress"
         self.dead_letters = f"{prefix}.dead-letters"
         self.journal = f"{prefix}.journal"
+        self.controller_group = f"{prefix}.controller"
 
     def group(self, collection: str, version: str, epoch: int, lane: Literal["live", "replay"]) -> str:
         return f"{self.prefix}.{collection}.{version}.{epoch}.{lane}"
@@ -87,8 +90,115 @@ class Intent(_Record):
     data: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class Swap(_Record):
+    """The last change of what serves: who made it, when and why. `before`: what served until then."""
+
+    verb: Literal["cutover", "rollback"]
+    version: str
+    before: str | None
+    who: str
+    why: str = ""
+    at_ms: int
+    command_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """One line: `v2 serves since 2026-11-21T14:03:12Z: cutover by anna@host (better answers)`."""
+        at = datetime.fromtimestamp(self.at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        why = f" ({self.why})" if self.why else ""
+        return f"{self.version} serves since {at}: {self.verb} by {self.who or 'nobody named'}{why}"
+
+
+class Pending(_Record):
+    """A cutover that was found good and waits: until `file` (on the controller's machine) is gone, and, with
+    `approval`, until somebody has approved it."""
+
+    command: Command
+    since_ms: int
+    file: str | None = None
+    approval: bool = False
+    approved_by: str = ""
+    approved_why: str = ""
+
+    @property
+    def text(self) -> str:
+        """What it waits for, in one line."""
+        waits = [f"until the file {self.file} is gone"] if self.file else []
+        if self.approval and not self.approved_by:
+            waits.append("until somebody approves it")
+        approved = f", approved by {self.approved_by}" if self.approved_by else ""
+        asked = f" (asked for by {self.command.who or 'nobody named'}{approved})"
+        return f"the cutover to {self.command.version} waits {' and '.join(waits) or 'for its turn'}{asked}"
+
+    @property
+    def next_step(self) -> str:
+        """The command that lets it go on, or withdraws it."""
+        this = f"crossfade cutover {self.command.collection} {self.command.version}"
+        if self.approval and not self.approved_by:
+            return f"{this} --approve; or withdraw it: {this} --cancel"
+        return f"remove {self.file}; or withdraw it: {this} --cancel"
+
+
+class Sample(_Record):
+    """Queries asked of one space: how many found nothing, how many failed, and the 95th percentile of the time."""
+
+    asked: int
+    zero: int
+    errors: int
+    p95_ms: float | None
+
+
+class Bounds(_Record):
+    """What a watch compares with (config_operation.Watch), as it was when the watch began."""
+
+    every_s: float
+    max_zero_results: float
+    max_errors: float
+    max_latency_ratio: float
+    rollback: bool
+
+
+class Watching(_Record):
+    """The watch after a cutover to `version`. `before`: the same queries at `previous`, asked just before it.
+
+    `result`: watching, crossed (a bound, see `reason`), quiet (it ended within the bounds), ended (by something else,
+    or beyond a bound), rolled back, not rolled back (it was refused: see `reason`).
+    """
+
+    version: str
+    epoch: int
+    previous: str | None
+    swap_id: str
+    since_ms: int
+    until_ms: int
+    bounds: Bounds
+    before: Sample | None = None
+    result: Literal["watching", "crossed", "quiet", "ended", "rolled back", "not rolled back"] = "watching"
+    reason: str = ""
+
+    @property
+    def going(self) -> bool:
+        return self.result in ("watching", "crossed", "not rolled back")
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        return f"the watch over {self.version}: {self.result}" + (f" ({self.reason})" if self.reason else "")
+
+
+class Notice(_Record):
+    """Something that happened while nobody waited for an answer, until the next change of what serves."""
+
+    at_ms: int
+    text: str
+    next_step: str = ""
+
+
 class CollectionState(_Record):
-    """One collection. `serving` and `previous` are version names; `epochs` is the last epoch given out."""
+    """One collection. `serving` and `previous` are version names; `epochs` is the last epoch given out.
+
+    `swapped`: the last change of what serves; `pending`: a cutover that waits; `watch`: over the newest cutover.
+    """
 
     collection: str
     alias: str
@@ -97,8 +207,23 @@ class CollectionState(_Record):
     previous: str | None = None
     epochs: int = 0
     intent: Intent | None = None
+    swapped: Swap | None = None
+    pending: Pending | None = None
+    watch: Watching | None = None
+    notice: Notice | None = None
     applied: list[CommandOutcome] = Field(default_factory=list)
     updated_ms: int = 0
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """For `status`: what waits, is watched or went wrong unseen, each with the command that helps (or "")."""
+        notes = [(self.pending.text, self.pending.next_step)] if self.pending else []
+        if self.watch is not None:
+            wrong = self.watch.result in ("crossed", "not rolled back")
+            notes.append((self.watch.text, f"crossfade rollback {self.collection}" if wrong else ""))
+        if self.notice is not None:
+            notes.append((self.notice.text, self.notice.next_step))
+        return notes
 
     def outcome(self, command_id: str) -> CommandOutcome | None:
         return next((o for o in reversed(self.applied) if o.id == command_id), None)
@@ -123,14 +248,22 @@ class Request(_Record):
     kind: Literal["repair", "redrive"]
 
 
-CONTROLS = {"replay_rate": "documents a second", "budget_usd": "USD for the whole build"}
-
-
 class Controls(_Record):
-    """What may be changed while a build runs."""
+    """What may be changed while a build runs. None: no limit, and for `tiers` those of the configuration.
+
+    `concurrency`: most requests of the replay at the endpoints, of each worker. `tiers`: the replay's order. Bounds of
+    the throttle: None as configured, 0 off. What is in range: streams.controls.
+    """
 
     replay_rate: float | None = None
     budget_usd: float | None = None
+    concurrency: int | None = None
+    tiers: list[TierName] | None = None
+    max_live_lag: int | None = None
+    max_weaviate_latency_ms: float | None = None
+    max_disk: float | None = None
+    max_memory: float | None = None
+    max_endpoint_errors: float | None = None
 
 
 class BuildState(_Record):
@@ -185,7 +318,7 @@ class BuildState(_Record):
 
 
 class JournalEntry(_Record):
-    """Who did what, when and why. Kept for ever."""
+    """Who did what, when and why, and what came of it (`message`). Kept for ever."""
 
     at_ms: int
     collection: str
@@ -194,6 +327,7 @@ class JournalEntry(_Record):
     event: str
     who: str = ""
     why: str = ""
+    message: str = ""
     command_id: str = ""
     data: dict[str, JsonValue] = Field(default_factory=dict)
 

@@ -102,18 +102,29 @@ class StateStore:
     ) -> None:
         """State and journal, all or nothing. `data`: what the journal keeps beside the builds."""
         now_ms = self._wall_ms()
+        named = self.builds.get(f"{command.collection}/{command.version}")
+        about = builds or ([named] if named is not None else [])  # a refusal too says of which model it was
         builds = [build.model_copy(update={"updated_ms": now_ms}) for build in builds]
         entry = JournalEntry(
             at_ms=now_ms,
             collection=command.collection,
             version=command.version,
-            epoch=builds[0].epoch if builds else None,
+            epoch=about[0].epoch if about else None,
             event=event,
             who=command.who,
-            why=command.why or message,
+            why=command.why,
+            message=message,
             command_id=command.id,
             data={
-                **{b.key: {"stage": b.stage.value, "space": b.space, "envelope": b.envelope} for b in builds},
+                **{
+                    b.key: {
+                        "stage": b.stage.value,
+                        "space": b.space,
+                        "fingerprint": b.fingerprint,
+                        "envelope": b.envelope,
+                    }
+                    for b in about
+                },
                 **({"outcome": data} if data else {}),
             },
         )

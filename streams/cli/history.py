@@ -1,4 +1,4 @@
-"""The verb `history`: the journal of one collection, who did what, when and why.
+"""The verb `history`: the journal of one collection, who did what, when and why, and what was found.
 
 It reads the journal topic only, from its beginning.
 """
@@ -6,29 +6,34 @@ It reads the journal topic only, from its beginning.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 import click
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from connectors.errors import NotFound
 from streams.cli import Options
 from streams.cli.builds import collection_argument
 from streams.cli.output import emit, json_option, moment, plain
 from streams.cli.session import Session, run, session
-from streams.state import JournalEntry
+from streams.cli.swap import figures
+from streams.state import JournalEntry, unknown
 
 log = logging.getLogger(__name__)
 
 
 @click.command()
 @collection_argument
+@click.argument("version", required=False)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the newest N entries.")
 @json_option
 @click.pass_obj
-def history(options: Options, collection: str, limit: int | None, as_json: bool) -> None:
+def history(options: Options, collection: str, version: str | None, limit: int | None, as_json: bool) -> None:
     """Who did what to COLLECTION, when and why, oldest first: every command, stage change, cutover and refusal.
 
-    Example: crossfade history articles --limit 20
+    With VERSION, only what concerns it. Below an entry stands what the sweep and the gate found, and the reason given.
+
+    Example: crossfade history articles v2 --limit 20
     """
 
     async def work() -> None:
@@ -37,7 +42,11 @@ def history(options: Options, collection: str, limit: int | None, as_json: bool)
             if not entries:
                 async with opened.state() as view:
                     view.collection(collection)  # a misspelt name, with the names there are
-        shown = entries[-limit:] if limit else entries
+        shown = entries if version is None else [entry for entry in entries if _concerns(entry, version)]
+        if version is not None and not shown:
+            names = {entry.version for entry in entries if entry.version}
+            raise unknown(f"version of {collection}", version, names, f"crossfade history {collection}")
+        shown = shown[-limit:] if limit else shown
         if as_json:
             emit(
                 {
@@ -47,7 +56,8 @@ def history(options: Options, collection: str, limit: int | None, as_json: bool)
             )
             return
         for entry in shown:
-            click.echo(_line(entry))
+            for line in lines(entry):
+                click.echo(line)
 
     run(work())
 
@@ -70,7 +80,48 @@ async def _entries(opened: Session, collection: str) -> list[JournalEntry]:
     return sorted(entries, key=lambda entry: entry.at_ms)
 
 
-def _line(entry: JournalEntry) -> str:
-    what = f"{entry.version or '-'}  {entry.event}"
-    who = f"  by {entry.who}" if entry.who else ""
-    return plain(f"{moment(entry.at_ms)}  {what}{who}" + (f"  {entry.why}" if entry.why else ""))
+def _concerns(entry: JournalEntry, version: str) -> bool:
+    """Of this version, or a change of it beside another one's, as in a rollback."""
+    return entry.version == version or f"{entry.collection}/{version}" in entry.data
+
+
+def lines(entry: JournalEntry) -> list[str]:
+    """When, which model, what, by whom, and what came of it; below it the reason and the figures."""
+    first = f"{moment(entry.at_ms)}  {_model(entry)}  {entry.event}"
+    first += f"  by {entry.who}" if entry.who else ""
+    first += f": {entry.message}" if entry.message else ""
+    found = [f"  why: {entry.why}"] if entry.why else []
+    outcome = entry.data.get("outcome")
+    if isinstance(outcome, Mapping):
+        proof = "answers" in outcome  # the entry before it has the rest
+        found += figures({"answers": outcome["answers"]} if proof else outcome, brief=True)
+        found += [f"  {name}: {_sample(outcome[name])}" for name in ("now", "before") if name in outcome]
+        found += [f"  {name}: {outcome[name]}" for name in ("lag", "tokens") if outcome.get(name)]
+        if outcome.get("cost_usd"):
+            found.append(f"  cost: {outcome['cost_usd']:.2f} USD")
+    return [plain(first), *(f"  {plain(line)}" for line in found)]
+
+
+def _model(entry: JournalEntry) -> str:
+    """`v2@0e6aeaeaa572`, as spaces are marked; "-" where no one version is meant."""
+    about = entry.data.get(f"{entry.collection}/{entry.version}")
+    fingerprint = about.get("fingerprint") if isinstance(about, Mapping) else None
+    if fingerprint and entry.event == "declared":
+        return f"{entry.version}@{fingerprint} ({_envelope(about)})"
+    return f"{entry.version}@{fingerprint}" if fingerprint else entry.version or "-"
+
+
+def _envelope(about: JsonValue) -> str:
+    envelope = about.get("envelope") if isinstance(about, Mapping) else None
+    if not isinstance(envelope, Mapping):
+        return "model unknown"
+    parts: Sequence[JsonValue] = [envelope.get(name) for name in ("provider", "model", "revision")]
+    return f"{' '.join(str(part) for part in parts if part)}, {envelope.get('dimensions')} dimensions"
+
+
+def _sample(sample: JsonValue) -> str:
+    if not isinstance(sample, Mapping):
+        return "-"
+    p95 = sample.get("p95_ms")
+    took = f", 95th percentile {p95:.0f} ms" if isinstance(p95, int | float) else ""
+    return f"{sample.get('asked')} queries, {sample.get('zero')} found nothing, {sample.get('errors')} failed{took}"

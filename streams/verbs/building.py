@@ -6,7 +6,6 @@ A verb only decides and asks the state store to write; it never writes a documen
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 
 import orjson
 from pydantic import JsonValue
@@ -18,12 +17,13 @@ from connectors.protocols import SpaceSpec
 from streams import config
 from streams.config import envelope_of
 from streams.config_embedders import HashingEmbedder, Version
+from streams.controls import changed as changed_controls
+from streams.controls import summary
 from streams.retry import a_while
-from streams.state import CONTROLS, BuildState, CollectionState, Command, Controls, Failure, Intent, Request
+from streams.state import BuildState, CollectionState, Command, Controls, Failure, Intent, Request
 from streams.verbs.desk import Desk, must_be_active, spent
 from streams.versions import Stage, check_transition, space_name
 
-MOST = 1e6
 REQUESTS_KEPT = 50
 
 
@@ -44,8 +44,8 @@ async def resume(desk: Desk, command: Command) -> None:
 async def set_(desk: Desk, command: Command) -> None:
     build = desk.state.build(command)
     must_be_active(build)
-    controls = _new_controls(build.controls, command.args)
-    await desk.state.done(command, f"{build.key}: {_said(controls)}", build.model_copy(update={"controls": controls}))
+    controls = changed_controls(build.controls, command.args)
+    await desk.state.done(command, f"{build.key}: {summary(controls)}", build.model_copy(update={"controls": controls}))
 
 
 async def request(desk: Desk, command: Command) -> None:
@@ -144,7 +144,9 @@ async def _declare(
         topic=configured.topic,
         topic_id=facts.topic_id,
         partitions=facts.partitions,
-        controls=_new_controls(Controls(replay_rate=version.replay_rate, budget_usd=version.budget_usd), command.args),
+        controls=changed_controls(
+            Controls(replay_rate=version.replay_rate, budget_usd=version.budget_usd), command.args
+        ),
         provenance=dict(version.provenance),
         canary=canary,
         started_ms=desk.out.wall_ms(),
@@ -226,27 +228,3 @@ async def _birth(desk: Desk, collection: str, name: str, version: Version) -> st
 def _envelope_json(canonical: str) -> dict[str, JsonValue]:
     parsed: dict[str, JsonValue] = orjson.loads(canonical)
     return parsed
-
-
-def _new_controls(controls: Controls, args: Mapping[str, JsonValue]) -> Controls:
-    """What `set` and `start` may change. Raises Refused for a value out of range; unknown names change nothing."""
-    changed: dict[str, float | None] = {}
-    for name, unit in CONTROLS.items():
-        if name not in args:
-            continue
-        value = args[name]
-        if value is None or value == 0:
-            changed[name] = None
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MOST:
-            raise Refused(
-                f"{name} {value!r} is out of range", next_step=f"{unit}: above 0 and up to {MOST:g}; 0 for no limit"
-            )
-        changed[name] = float(value)
-    return controls.model_copy(update=changed)
-
-
-def _said(controls: Controls) -> str:
-    rate = f"{controls.replay_rate:g} documents/s" if controls.replay_rate else "no limit"
-    budget = f"{controls.budget_usd:g} USD" if controls.budget_usd else "no limit"
-    return f"replay_rate {rate}, budget {budget}"

@@ -5,7 +5,7 @@ Values and ports only; the controller makes it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -14,6 +14,7 @@ from connectors.errors import Refused
 from connectors.protocols import Embedder, Log, VectorStore
 from streams.config import Settings
 from streams.config_embedders import Version
+from streams.migration.gate import GateResult, Swept
 from streams.migration.sweep import Sweep
 from streams.progress import Counters
 from streams.state import BuildState, TopicNames
@@ -23,9 +24,21 @@ from streams.views import ProgressView
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """One query's answer: the space it came from, how many documents, the marks (`cf_space`) stored with them."""
+
+    space: str
+    found: int
+    marks: frozenset[str]
+    took_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outside:
     """What the controller acts on. `settings` reads the configuration anew; `make_embedders`: of each endpoint, with
-    its name; `sweep` compares a build with the log."""
+    its name; `sweep` compares a build with the log; `judge` is the gate, of a build against what serves (None: nothing
+    yet); `ask` puts one query to a build's space with the build's own encoder; `queries`: those of a collection's
+    golden set, none without one; `file_exists` on this machine, also when nobody can tell."""
 
     settings: Callable[[], Settings]
     kafka: Log
@@ -33,6 +46,10 @@ class Outside:
     make_embedders: Callable[[Version], list[tuple[str, Embedder]]]
     sweep: Callable[[BuildState], Awaitable[Sweep]]
     wall_ms: Callable[[], int]
+    judge: Callable[[BuildState, BuildState | None, Swept], Awaitable[GateResult]]
+    ask: Callable[[BuildState, str], Awaitable[Asked]]
+    queries: Callable[[str], Awaitable[Sequence[str]]]
+    file_exists: Callable[[str], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +60,18 @@ class Desk:
     out: Outside
     state: StateStore
     progress: ProgressView
+
+
+class Shown(Refused):
+    """A refusal that shows what was looked at: `data` goes into the outcome and the journal."""
+
+    def __init__(self, message: str, *, next_step: str, data: dict[str, JsonValue]) -> None:
+        super().__init__(message, next_step=next_step)
+        self.data = data
+
+
+class NotYet(Refused):
+    """A refusal that time alone may end: whoever can wait asks again."""
 
 
 def spent(desk: Desk, build: BuildState) -> dict[str, JsonValue]:

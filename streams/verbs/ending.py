@@ -39,9 +39,10 @@ async def _end(desk: Desk, command: Command, stage: Stage) -> None:
         build = desk.state.build(command)
     await a_while(lambda: desk.out.store.drop_space(build.space))
     previous = None if collection.previous == build.version else collection.previous
+    waits = collection.pending is not None and collection.pending.command.version == build.version
     await desk.state.done(
         command,
         f"{build.key} is {stage}; space {build.space} is dropped",
         data=spent(desk, build),
-        collection={"previous": previous},
+        collection={"previous": previous, **({"pending": None} if waits else {})},
     )

@@ -1,67 +1,81 @@
 """Verbs that move search: cutover and rollback. The alias is the one atomic step; what comes before can be given up.
 
-Nothing here decides what a document is; a sweep and every partition's owner have to agree before the alias moves.
+Nothing here decides what a document is, nor whether a version is good enough: `examining` has to agree first.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+from typing import Literal
 
 from pydantic import JsonValue
 
-from connectors.errors import Refused
-from streams.progress import FRESH_MS
+from connectors.errors import ConfigurationError, NotFound, Refused
+from streams import config_operation
 from streams.retry import a_while
-from streams.state import BuildState, CollectionState, Command
+from streams.state import (
+    Bounds,
+    BuildState,
+    CollectionState,
+    Command,
+    Intent,
+    Notice,
+    Sample,
+    Swap,
+    Watching,
+)
+from streams.verbs.asking import problem
 from streams.verbs.desk import Desk
-from streams.versions import Stage, check_transition
-from streams.views import ProgressView
+from streams.verbs.examining import Examined, check_seen, check_settled, lag_of, may_begin
+from streams.verbs.waiting import asked, postponed, withdraw
+from streams.versions import Stage
 
 
-async def cutover(desk: Desk, command: Command) -> None:
-    """Sweep, intent, alias, result. The alias is the one atomic step; everything before it can be given up."""
+async def cutover(desk: Desk, command: Command, examined: Examined | None = None) -> None:
+    """After `examine`: the wait that is configured, else intent, alias, result, and the proof that it answers."""
     build, collection = desk.state.build(command), desk.state.collection(command)
     if collection.intent is None:
-        check_transition(build.stage, Stage.SERVING, collection=build.collection, version=build.version)
-        _check_settled(desk, build, desk.out.wall_ms() - FRESH_MS)
-        sweep = await desk.out.sweep(build)
-        found: dict[str, JsonValue] = {
-            "checked": sweep.checked,
-            "missing": sweep.missing,
-            "stale": sweep.stale,
-            "extra": sweep.extra,
-            "held": sweep.held,
-        }
-        if not sweep.clean:
-            raise Refused(
-                f"{build.space} differs from the log: missing {sweep.missing}, stale {sweep.stale}, "
-                f"extra {sweep.extra} of {sweep.checked}",
-                next_step=f"crossfade verify {build.collection} {build.version}",
-            )
-        accepted = command.args.get("accept_held") or []
-        left = [key for key in sweep.held_keys if key not in (accepted if isinstance(accepted, list) else [])]
-        if left:
-            names = ", ".join(left[:5]) + (" ..." if len(left) > 5 else "")
-            raise Refused(
-                f"{len(left)} documents are held in the dead letters: {names}",
-                next_step=f"repair them at their producer, or crossfade redrive {build.collection} {build.version} "
-                f"if their cause is gone, or accept them by name: crossfade cutover "
-                f"{build.collection} {build.version} --accept-held KEY (once for each)",
-            )
-        # again: a sweep takes its time, a worker may have died, and a report from before a doubt says nothing of it
-        _check_settled(desk, build, await _reports_made_now(desk, build))
-        if command.args.get("check"):
-            await desk.state.done(command, f"{build.key} can cut over", data=found, event="cutover --check")
+        if command.args.get("cancel"):
+            await withdraw(desk, command, collection, build)
             return
-        collection = await desk.state.intend(command, found)
-    await _swap(desk, command, collection, build, "cutover")
+        may_begin(desk, command)
+        assert examined is not None, "a cutover begins with an examination"
+        if (examined.epoch, examined.serving) != (build.epoch, collection.serving):
+            raise Refused(
+                f"{build.key} or what serves has changed while it was looked at",
+                next_step=f"crossfade status {build.collection}, then again",
+            )
+        check_settled(desk, build, examined.since_ms)
+        if command.args.get("check"):
+            await desk.state.done(command, f"{build.key} can cut over", data=examined.found, event="cutover --check")
+            return
+        if (pending := await postponed(desk, command, collection)) is not None:
+            await desk.state.done(
+                command,
+                f"{build.key} can cut over; {pending.text}",
+                data={**examined.found, "pending": pending.text, "next": pending.next_step},
+                collection={"pending": pending, "notice": None},
+                event="cutover approved" if command.args.get("approve") else "cutover postponed",
+            )
+            return
+        data = {**examined.found, **asked(collection.pending, command)}
+        collection = await desk.state.intend(
+            command, data if examined.watch is None else {**data, "watch": examined.watch}
+        )
+    assert collection.intent is not None
+    if not collection.intent.data.get("swapped"):
+        await _swap(desk, command, collection, build)
+    await _prove(desk, command, build)
 
 
 async def rollback(desk: Desk, command: Command) -> None:
     """Back to the previous space, which live has kept current. Refused while it lags beyond the bound."""
     collection = desk.state.collection(command)
     if collection.intent is None:
+        check_seen(collection, command.args)
+        _check_not_undone(collection, command.args)
+        swap = command.args.get("swap")  # a watch goes back from the cutover it watches, and from no other
+        if swap is not None and (collection.swapped is None or collection.swapped.command_id != swap):
+            raise Refused(f"{collection.collection} has been swapped meanwhile", next_step="")
         if collection.previous is None:
             raise Refused(
                 f"{collection.collection} has no previous version to go back to",
@@ -73,22 +87,28 @@ async def rollback(desk: Desk, command: Command) -> None:
                 f"{build.key} is not kept current: " + (build.failure.cause if build.failure else "it is paused"),
                 next_step=f"crossfade resume {build.collection} {build.version}",
             )
-        lag = await _lag(desk, build)
-        bound = command.args.get("max_lag", 1000)
-        if lag > (bound if isinstance(bound, int) else 0) and not command.args.get("accept_lag"):
+        lag = await lag_of(desk, build)
+        given = command.args.get("max_lag")
+        bound = given if isinstance(given, int) else _most_lag(desk, collection.collection)
+        if lag > bound and not command.args.get("accept_lag"):
             raise Refused(
-                f"{build.key} is {lag} events behind the log, more than {bound}",
+                f"{build.key} is {lag} events behind the log, more than {bound}: going back would hide them",
                 next_step=f"crossfade rollback {collection.collection} --accept-lag, or wait: crossfade status "
                 f"{build.collection} {build.version} -w",
             )
         collection = await desk.state.intend(command, {"lag": lag, "to": build.version})
     assert collection.intent is not None
     build = desk.state.builds[f"{collection.collection}/{collection.intent.data['to']}"]
-    await _swap(desk, command, collection, build, "rolled back")
+    if not collection.intent.data.get("swapped"):
+        await _swap(desk, command, collection, build)
+    await _prove(desk, command, build)
 
 
-async def _swap(desk: Desk, command: Command, collection: CollectionState, build: BuildState, event: str) -> None:
-    """Move the alias to `build` and record it. Runs again, to the same end, after a crash anywhere in it."""
+async def _swap(desk: Desk, command: Command, collection: CollectionState, build: BuildState) -> None:
+    """Move the alias to `build` and record it. Runs again, to the same end, after a crash anywhere in it.
+
+    The intent stays, for the proof that the space answers.
+    """
     serving = desk.state.builds.get(f"{collection.collection}/{collection.serving}") if collection.serving else None
     target = await a_while(lambda: desk.out.store.alias_target(collection.alias))
     if target not in (build.space, serving.space if serving else None):
@@ -104,55 +124,116 @@ async def _swap(desk: Desk, command: Command, collection: CollectionState, build
     if older is not None and older.key not in {b.key for b in builds} and older.stage is Stage.PREVIOUS:
         builds.append(older.model_copy(update={"stage": Stage.READY}))
     intent = collection.intent
+    assert intent is not None
+    message = f"{collection.collection} is served by {build.version}" + (
+        f"; {collection.serving} is kept current for a rollback" if collection.serving else ""
+    )
+    shown = {name: value for name, value in intent.data.items() if name != "watch"}
+    verb: Literal["cutover", "rollback"] = "cutover" if command.verb == "cutover" else "rollback"
+    data: dict[str, JsonValue] = {
+        **shown,
+        "from": collection.serving,
+        "serving": build.version,
+        "space": build.space,
+        "event": "cutover" if verb == "cutover" else "rolled back",
+    }
+    now_ms = desk.out.wall_ms()
+    swapped = Swap(
+        verb=verb,
+        version=build.version,
+        before=collection.serving,
+        who=command.who,
+        why=command.why,
+        at_ms=now_ms,
+        command_id=command.id,
+    )
+    changes: dict[str, object] = {
+        "serving": build.version,
+        "previous": serving.version if serving else None,
+        "swapped": swapped,
+        "notice": None,
+    }
+    if verb == "rollback":
+        changes["watch"] = _ended(collection.watch, command)
+    else:
+        changes["pending"] = None
+        changes["watch"] = _begun(intent.data.get("watch"), build, swapped, serving, now_ms)
+    changes["intent"] = Intent(command=command, data={**data, "swapped": True, "message": message})
+    await desk.state.commit(collection.model_copy(update=changes), builds, command, verb, message, data=data)
+
+
+async def _prove(desk: Desk, command: Command, build: BuildState) -> None:
+    """Ask what serves now, and say what came of it: the swap stands either way."""
+    collection = desk.state.collection(command)
+    assert collection.intent is not None
+    data = dict(collection.intent.data)
+    message = str(data.pop("message", ""))
+    data.pop("swapped", None)
+    checked = data.get("checked")
+    total = sum(record.total for record in desk.progress.partitions(build))
+    wrong = await problem(desk, build, collection.alias, checked if isinstance(checked, int) else total)
+    if not wrong:
+        data["answers"] = "as it should"
+        await desk.state.done(command, message, data=data, event=f"{command.verb} verified")
+        return
+    text = f"{collection.collection} is served by {build.version}, which does not answer as it should: {wrong}"
+    this = f"{build.collection} {build.version}"
+    undo = f"crossfade verify {this} --repair"
+    if command.verb == "cutover":
+        undo = f"crossfade rollback {build.collection}" if collection.previous else f"crossfade status {this}"
     await desk.state.done(
         command,
-        f"{collection.collection} is served by {build.version}"
-        + (f"; {collection.serving} is kept current for a rollback" if collection.serving else ""),
-        *builds,
-        data={**(intent.data if intent else {}), "serving": build.version, "space": build.space, "event": event},
-        collection={"serving": build.version, "previous": serving.version if serving else None},
+        text,
+        data={**data, "answers": wrong, "next": undo},
+        collection={"notice": Notice(at_ms=desk.out.wall_ms(), text=text, next_step=undo)},
+        event=f"{command.verb} NOT verified",
     )
 
 
-async def _reports_made_now(desk: Desk, build: BuildState) -> int:
-    """Wait until each partition's owner has reported again; returns since when, in ms since the epoch."""
-    since_ms = desk.out.wall_ms()
-
-    def reported(view: ProgressView) -> bool:
-        return sum(r.updated_at >= since_ms for r in view.partitions(build)) == build.partitions
-
-    with contextlib.suppress(TimeoutError):  # whoever is silent is named by the check that follows
-        async with asyncio.timeout(FRESH_MS / 1000):
-            await desk.progress.wait_for(reported)
-    return since_ms
-
-
-def _check_settled(desk: Desk, build: BuildState, since_ms: int) -> None:
-    """Nothing failed, nothing held, nothing in doubt (rule 11), as each partition's owner has reported since then."""
-    status = f"crossfade status {build.collection} {build.version}"
-    if build.failure is not None:
-        raise Refused(f"{build.key} stopped: {build.failure.cause}", next_step=build.failure.next_step or status)
-    if build.paused is not None:
-        raise Refused(f"{build.key} is paused", next_step=f"crossfade resume {build.collection} {build.version}")
-    records = desk.progress.partitions(build)
-    silent = build.partitions - sum(r.updated_at >= since_ms for r in records)
-    if silent:
-        raise Refused(
-            f"no worker has reported on {silent} of {build.partitions} partitions of {build.key} lately",
-            next_step="start one: crossfade worker",
-        )
-    if unsettled := sum(r.unsettled for r in records):
-        raise Refused(
-            f"{build.key} is unsettled: {unsettled} keys may still be changed by a write of unknown outcome",
-            next_step=f"wait for the settle time (weaviate.settle_s), then again; {status}",
-        )
-
-
-async def _lag(desk: Desk, build: BuildState) -> int:
-    """Events between what the build's live lane has committed and the log's end."""
-    group = desk.names.group(build.collection, build.version, build.epoch, "live")
-    committed = await desk.out.kafka.committed(group, build.topic)
-    bounds = await desk.out.kafka.bounds(build.topic)
-    return sum(
-        max(0, b.stable - (committed[p].offset if p in committed else build.start[p])) for p, b in bounds.items()
+def _begun(
+    begins: JsonValue, build: BuildState, swapped: Swap, serving: BuildState | None, now_ms: int
+) -> Watching | None:
+    if not isinstance(begins, dict):
+        return None
+    for_s = begins["for_s"]
+    assert isinstance(for_s, int | float)
+    return Watching(
+        version=build.version,
+        epoch=build.epoch,
+        previous=serving.version if serving else None,
+        swap_id=swapped.command_id,
+        since_ms=now_ms,
+        until_ms=now_ms + int(1000 * for_s),
+        bounds=Bounds.model_validate(begins["bounds"]),
+        before=Sample.model_validate(begins["before"]) if begins["before"] else None,
     )
+
+
+def _ended(watch: Watching | None, command: Command) -> Watching | None:
+    if watch is None or not watch.going:
+        return None
+    if command.args.get("swap") == watch.swap_id:
+        return watch.model_copy(update={"result": "rolled back", "reason": command.why})
+    return watch.model_copy(update={"result": "ended", "reason": f"rollback by {command.who or 'nobody named'}"})
+
+
+def _check_not_undone(collection: CollectionState, args: dict[str, JsonValue]) -> None:
+    """Raises Refused for a rollback of a rollback, unless the sender named what shall stop serving: whoever comes
+    second, a moment after somebody else, would bring back the version that both want to be rid of."""
+    last = collection.swapped
+    if "from" not in args or args.get("named") or last is None or last.verb != "rollback":
+        return
+    raise Refused(
+        f"{collection.collection} was rolled back already: {last.text}; another rollback would bring "
+        f"{collection.previous} back",
+        next_step=f"to do just that: crossfade rollback {collection.collection} --from {last.version}, or with sweep "
+        f"and gate: crossfade cutover {collection.collection} {collection.previous}",
+    )
+
+
+def _most_lag(desk: Desk, collection: str) -> int:
+    """The configured bound; a configuration that cannot be read now must not stand in the way of going back."""
+    try:
+        return desk.out.settings().collection(collection).cutover.max_rollback_lag
+    except (ConfigurationError, NotFound):
+        return config_operation.Cutover().max_rollback_lag

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,11 @@ from streams import config
 from streams.config import Settings
 from streams.config_embedders import Version
 from streams.controller import Controller
+from streams.migration.gate import Check, GateResult, Swept, Verdict
 from streams.migration.sweep import Sweep
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command, CommandOutcome, TopicNames
-from streams.verbs.desk import Outside
+from streams.verbs.desk import Asked, Outside
 from streams.versions import Stage
 from streams.views import ProgressView, StateView
 from tests.merge import virtual_time
@@ -120,6 +121,14 @@ collections:
 """
 
 
+def _there(path: str) -> bool:
+    return Path(path).exists()
+
+
+async def _at_once() -> None:
+    """The gate takes no time."""
+
+
 class World:
     """Everything outside the controller. `found`: what the next sweep says."""
 
@@ -134,6 +143,11 @@ class World:
         self.path = folder / "crossfade.yaml"
         self.path.write_text(CONFIG)
         self.found: dict[str, int] = {}
+        self.verdict = Verdict.PASS
+        self.meanwhile: Callable[[], Awaitable[None]] = _at_once
+        self.judged: list[tuple[str, str | None]] = []
+        self.answers: dict[str, Asked] = {}
+        self.failing: dict[str, CrossfadeError] = {}
         self.sweeping: Callable[[], None] = lambda: None
         self.progress = ProgressView(self.kafka.tail(NAMES.progress))
         self.now_ms = 1_000_000
@@ -150,8 +164,38 @@ class World:
         held = ["k"] * self.found.get("held", 0)
         return Sweep(build.collection, build.version, 10, missing, stale, extra, held, moved=0, examples={})
 
+    async def judge(self, build: BuildState, serving: BuildState | None, swept: Swept) -> GateResult:
+        self.judged.append((build.version, serving.version if serving else None))
+        await self.meanwhile()
+        check = Check("recall", 0.5, 0.98, self.verdict, "half of it")
+        return GateResult(self.verdict, (check,), (), judged=True)
+
+    async def answer(self, build: BuildState, query: str) -> Asked:
+        """`answers`: how each version answers, if not as it should; its time is that of the loop."""
+        if (error := self.failing.get(build.version)) is not None:
+            raise error
+        mark = f"{build.version}@{build.fingerprint}"
+        return self.answers.get(build.version, Asked(build.space, 10, frozenset({mark}), 5.0))
+
+    async def file_exists(self, path: str) -> bool:
+        return _there(path)
+
+    async def golden(self, collection: str) -> list[str]:
+        return []
+
     async def controller(self) -> Controller:
-        outside = Outside(self.settings, self.kafka, self.store, self.embedder, self.sweep, lambda: self.now_ms)
+        outside = Outside(
+            settings=self.settings,
+            kafka=self.kafka,
+            store=self.store,
+            make_embedders=self.embedder,
+            sweep=self.sweep,
+            wall_ms=lambda: self.now_ms,
+            judge=self.judge,
+            ask=self.answer,
+            queries=self.golden,
+            file_exists=self.file_exists,
+        )
         controller = Controller(NAMES, outside, MemoryWriter(self), self.progress)
         await controller.take_over(self.view)
         return controller

@@ -1,0 +1,76 @@
+"""What the controller asks of spaces: the gate's golden queries, the proof after a cutover, the watch that follows.
+
+Each query goes through the router, so it meets vectors of its own model only. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from connectors import reserved
+from connectors.errors import AccessDenied, Transient
+from streams.migration.evaluate import Reply, Scored
+from streams.migration.gate import GateResult, Health, Swept, judge
+from streams.migration.golden import load_golden
+from streams.migration.judging import Ask, holds_of, quality_of
+from streams.progress import combine
+from streams.search.router import Router
+from streams.state import BuildState
+from streams.verbs.desk import Asked
+from streams.views import ProgressView, StateView
+from streams.wiring import Outside, wall_ms
+
+DEPTH = 10
+
+
+class Questions:
+    """Over the worker's own views and its newest configuration. `close` when done."""
+
+    def __init__(self, out: Outside, state: StateView, progress: ProgressView) -> None:
+        self._out = out
+        self._progress = progress
+        self._router = Router(out, state)
+
+    async def judge(self, build: BuildState, serving: BuildState | None, swept: Swept) -> GateResult:
+        """The gate, with the sweep that was just made. Raises ConfigurationError for a golden set that cannot be
+        used, and what the router raises."""
+        collection = build.collection
+        gate = self._out.settings.collection(collection).gate
+        space = self._out.store.space(build.space)
+        spaces = [space] if serving is None else [space, self._out.store.space(serving.space)]
+        quality = await quality_of(
+            None if serving is None else self._ranked(serving),
+            self._ranked(build),
+            gate,
+            versions=("nothing" if serving is None else serving.version, build.version),
+            holds=holds_of(collection, *spaces),
+        )
+        try:
+            queue: int | None = await space.indexing_queue()
+        except (Transient, AccessDenied):  # a key without rights for the nodes API: not known, which the gate says
+            queue = None
+        records, now_ms = self._progress.partitions(build), wall_ms()
+        whole = combine(build.version, records, build.partitions, now_ms)
+        silent = build.partitions - sum(record.is_fresh(now_ms) for record in records)
+        return judge(gate, quality, Health.of(whole, silent, queue, swept))
+
+    async def ask(self, build: BuildState, query: str) -> Asked:
+        """One query to this build's space. Raises as the router does."""
+        answer = await self._router.search(build.collection, query, DEPTH, build.version)
+        marks = frozenset(str(hit.properties.get(reserved.SPACE)) for hit in answer.hits)
+        return Asked(answer.space, len(answer.hits), marks, answer.took_ms)
+
+    async def queries(self, collection: str) -> Sequence[str]:
+        """The golden set's, in its order; none without one. Raises ConfigurationError when it cannot be used."""
+        path = self._out.settings.collection(collection).gate.golden
+        return [] if path is None else [query.query for query in (await load_golden(path)).queries]
+
+    async def close(self) -> None:
+        await self._router.close()
+
+    def _ranked(self, build: BuildState) -> Ask:
+        async def ask(query: str, k: int) -> Reply:
+            answer = await self._router.search(build.collection, query, k, build.version)
+            return Reply(tuple(Scored(hit.doc_id, hit.score) for hit in answer.hits), answer.took_ms)
+
+        return ask

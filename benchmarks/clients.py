@@ -35,6 +35,7 @@ class Limits:
 
     requests_per_minute: float = 0.0
     tokens_per_minute: float = 0.0
+    concurrency: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def by_groups(encode: Encode, group: int, at_once: int) -> Client:
 async def crossfade(url: str, limits: Limits) -> AsyncIterator[Client]:
     """The encoder that agents use, made from a configuration as theirs is."""
     embedder = {"provider": "tei", "url": url, "model": MODEL, "max_batch": BATCH, "timeout_s": TIMEOUT_S}
-    for name in ("requests_per_minute", "tokens_per_minute"):
+    for name in ("requests_per_minute", "tokens_per_minute", "concurrency"):
         if value := getattr(limits, name):
             embedder[name] = value
     version = {"embedder": embedder, "dimensions": DIMENSIONS}
@@ -143,7 +144,7 @@ async def crossfade(url: str, limits: Limits) -> AsyncIterator[Client]:
     encoder = make_encoder(settings, collection, collection.version("v1"))
 
     async def encode(texts: Sequence[str], urgent: bool) -> None:
-        urgency = Urgency(lane="live" if urgent else "replay", going=lambda: True)
+        urgency = Urgency(lane="live" if urgent else "rest", going=lambda: True)
         encoded = await encoder.encode_each(texts, urgency)
         assert not encoded.rejected
 

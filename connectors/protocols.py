@@ -271,6 +271,38 @@ class Space(Protocol):
 
     async def search(self, vector: Vectors, limit: int) -> list[Hit]: ...
 
+    async def indexing_queue(self) -> int:
+        """Vectors that are stored and wait for their place in the index: a search may not find them yet.
+
+        Raises Transient; IdentityChanged when the space is gone.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the store has left, in bytes, on its fullest node; None where nobody says, and `troubles` why."""
+
+    disk_free_bytes: int | None = None
+    disk_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    troubles: tuple[str, ...] = ()
+
+    @property
+    def disk_used(self) -> float | None:
+        """A share, 0 to 1."""
+        if self.disk_free_bytes is None or not self.disk_total_bytes:
+            return None
+        return 1 - self.disk_free_bytes / self.disk_total_bytes
+
+    @property
+    def memory_used(self) -> float | None:
+        """A share of the limit, 0 to 1."""
+        if self.memory_used_bytes is None or not self.memory_limit_bytes:
+            return None
+        return self.memory_used_bytes / self.memory_limit_bytes
+
 
 class VectorStore(Protocol):
     """Spaces and aliases of one store."""

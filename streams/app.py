@@ -29,17 +29,20 @@ from streams.build_runner import AgentHost, BuildRunner, failure_command
 from streams.chunking import make_chunker
 from streams.config import Settings, envelope_of, schema_of
 from streams.config_embedders import Version
+from streams.config_operation import Cutover, Gate, Throttle
 from streams.control import send
 from streams.controller import Controller
 from streams.faust_credentials import broker_credentials
 from streams.identity import check_model, check_source, check_state_kept, check_state_topic
 from streams.migration.verify import held_positions, verify
 from streams.ordering import Lease
+from streams.priority import Order
 from streams.progress import ProgressRecord
+from streams.search.questions import Questions
 from streams.state import BuildState, Command
 from streams.verbs.desk import Outside as DeskOutside
 from streams.views import StateView
-from streams.wiring import Outside, make_embedders, make_encoder, wall_ms
+from streams.wiring import Outside, capacity_reader, file_exists, make_embedders, make_encoder, wall_ms
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +117,7 @@ class Worker:
             (signal.SIGHUP, self._look_now.set),
         ):
             loop.add_signal_handler(number, action)
+        self._capacity = capacity_reader(self._settings)
         self._out = await Outside.open(self._settings)
         try:
             if (kept := self._settings.vector_cache) is not None:
@@ -137,10 +141,12 @@ class Worker:
         finally:
             if self._cache is not None:
                 await self._cache.close()
+            await self._capacity.close()
             await self._out.close()
 
     async def _supervise(self, on_ready: Callable[[], None], folder: str, state_id: str) -> None:
         writer = self._out.transactional_producer()
+        questions = Questions(self._out, self._view, self._progress)
         outside = DeskOutside(
             settings=lambda: config.load(self._path),
             kafka=self._out.kafka,
@@ -148,6 +154,10 @@ class Worker:
             make_embedders=make_embedders,
             sweep=lambda build: verify(self._out, build),
             wall_ms=wall_ms,
+            judge=questions.judge,
+            ask=questions.ask,
+            queries=questions.queries,
+            file_exists=file_exists,
         )
         self._controller = Controller(self._out.names, outside, writer, self._progress)
         self._app = self._faust_app(folder)
@@ -165,6 +175,7 @@ class Worker:
                 self._progress.run(),
                 self._hold_office(),
                 self._controller.watch(),
+                self._controller.attend(),
                 self._controller.summarise(self._publish),
                 self._host_builds(),
                 self._watch_state(state_id),
@@ -188,6 +199,7 @@ class Worker:
             await asyncio.gather(stopping, *background, *running, return_exceptions=True)
             await self._app.stop()
             await writer.close()
+            await questions.close()
             await self._view.close()
             await self._progress.close()
             log.info("worker %s has stopped", self._name)
@@ -211,7 +223,7 @@ class Worker:
         """`folder`: Faust insists on one for tables, which we never have."""
         names = self._out.names
         app = faust.App(
-            f"{names.prefix}.controller",
+            names.controller_group,
             broker=f"kafka://{self._out.kafka_settings.bootstrap_servers.replace(',', ';')}",
             broker_credentials=broker_credentials(self._settings.kafka.client),
             broker_session_timeout=CONTROLLER_SESSION_S,
@@ -311,9 +323,11 @@ class Worker:
                     await self._view.changed()
 
     def _settings_of(self, build: BuildState) -> tuple[config.Collection, Version]:
-        """All of the configuration that a hosted build depends on; another version beside it is not part of it."""
+        """All of the configuration that a hosted build was made from; neither another version beside it, nor what is
+        looked up anew each time."""
         collection = self._settings.collection(build.collection)
-        return collection.model_copy(update={"versions": {}}), collection.version(build.version)
+        rest = {"versions": {}, "throttle": Throttle(), "gate": Gate(), "cutover": Cutover(), "watch": None}
+        return collection.model_copy(update=rest), collection.version(build.version)
 
     def _can_host(self, build: BuildState) -> bool:
         """This worker's configuration must know the version, as the same model of the same topic."""
@@ -370,17 +384,23 @@ class Worker:
             self._name,
             self._progress.records.get,
             lambda state: held_positions(self._out, state),
+            lambda: self._throttle_of(collection),
+            self._capacity.read,
         )
 
+    def _throttle_of(self, hosted: config.Collection) -> Throttle:
+        """As the file says now: bounds change while a build runs, without starting it again."""
+        return self._settings.collections.get(hosted.name, hosted).throttle
+
     def _make_build(self, state: BuildState, collection: config.Collection, version: Version) -> Build:
-        weaviate = self._settings.weaviate
+        weaviate, schema = self._settings.weaviate, schema_of(collection)
         return Build(
             collection=state.collection,
             version=state.version,
             epoch=state.epoch,
             topic=state.topic,
             dead_letters=self._out.names.dead_letters,
-            schema=schema_of(collection),
+            schema=schema,
             store_text=collection.store_text,
             space_mark=f"{state.version}@{state.fingerprint}",
             space=self._out.store.space(state.space),
@@ -395,6 +415,7 @@ class Worker:
                 settle_s=weaviate.settle_s,
             ),
             wall_ms=wall_ms,
+            order=Order(collection.priority, self._out.kafka, state.topic, schema).passes,
         )
 
     # configuration
@@ -406,7 +427,7 @@ class Worker:
             modified = self._path.stat().st_mtime if self._path.exists() else None
             if modified is not None and (modified != seen or self._look_now.is_set()):
                 try:
-                    self._settings = config.load(self._path)
+                    self._settings = self._out.settings = config.load(self._path)
                 except ConfigurationError as error:
                     log.error("the changed configuration is not taken: %s", error)
                 seen = modified

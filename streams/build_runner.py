@@ -17,6 +17,7 @@ from typing import Protocol
 from connectors.errors import CrossfadeError, Fenced, IdentityChanged, NotFound, Terminal, Transient, WrongModel
 from connectors.protocols import Log, RecordSink, VectorStore
 from streams.build import Batch, Build
+from streams.config_operation import Throttle
 from streams.embed_agent import EmbedAgent
 from streams.identity import check_position, check_properties, check_space, check_topic, topic_gone
 from streams.live import LiveLane
@@ -28,6 +29,9 @@ from streams.replay import ReplayLane
 from streams.retry import pause_s
 from streams.spending import Spending, shares, total
 from streams.state import BuildState, Command, TopicNames
+from streams.throttle_checks import CapacityLook, Gauges, ThrottleChecks, unknown_capacity
+from streams.throttles import in_force
+from streams.timed_space import Latencies, TimedSpace
 from streams.versions import Stage
 
 log = logging.getLogger(__name__)
@@ -54,7 +58,8 @@ class AgentHost(Protocol):
 class BuildRunner:
     """See the module. `run` until cancelled.
 
-    `make_build` gives fresh shared parts for each start; `state` the build's state as the view holds it now.
+    `make_build` gives fresh shared parts for each start; `state` the build's state as the view holds it now, and
+    `throttle` the configured bounds; `capacity` looks at how full the store is.
     """
 
     def __init__(
@@ -69,8 +74,12 @@ class BuildRunner:
         worker_name: str,
         last_progress: Callable[[str], ProgressRecord | None],
         held: Callable[[BuildState], Awaitable[set[DeadLetterKey]]],
+        throttle: Callable[[], Throttle] = Throttle,
+        capacity: CapacityLook = unknown_capacity,
     ) -> None:
         self._state = state
+        self._throttle = throttle
+        self._capacity = capacity
         self.stopping = False
         self._last_progress = last_progress
         self._held = held
@@ -188,6 +197,28 @@ class _Run:
         self._group = asyncio.TaskGroup()
         self._tasks: dict[PartitionLedger, list[asyncio.Task[None]]] = {}
         build.spending = Spending(build.name, self._may_spend, self._spent)
+        self._lag: dict[int, int] = {}
+        latencies = Latencies()
+        self._throttle = ThrottleChecks(
+            build.name,
+            lambda: in_force(runner._throttle(), self._state().controls),
+            Gauges(self._live_lag, latencies.p95_ms, build.encoder.pool.status, runner._capacity),
+            lambda: any(replay.status != "done" for replay in self._replays.values()),
+        )
+        build.space = TimedSpace(build.space, latencies)
+        build.held = self._why_held
+        build.all_held = lambda: self._state().paused == "all"
+        build.slowed = lambda: self._throttle.slowed
+        build.concurrency = lambda: self._state().controls.concurrency
+
+    def _live_lag(self) -> int:
+        """Events behind, of the partitions owned here, as they last reported."""
+        return sum(lag for partition, lag in self._lag.items() if partition in self._agent.ledgers)
+
+    def _why_held(self) -> str | None:
+        """Why no replayed document may go on now (Build.held)."""
+        paused = self._state().paused
+        return f"paused ({paused})" if paused is not None else self._throttle.held
 
     @property
     def resolved_something(self) -> bool:
@@ -214,6 +245,7 @@ class _Run:
                     self._agent_failed(),
                     self._report(),
                     self._check_identity(),
+                    self._throttle.run(),
                 ):
                     self._group.create_task(part)
         except BaseExceptionGroup as group:
@@ -385,7 +417,8 @@ class _Run:
                     bound, now = bounds[ledger.partition], ledger.live.committable
                     check_position(self._state(), ledger.partition, min(now, max(position, bound.stable)), bound)
                     self._follow(ledger, bound.stable, asked_ms)
-                    record = self._record(ledger, max(0, bound.stable - now))
+                    self._lag[ledger.partition] = max(0, bound.stable - now)
+                    record = self._record(ledger, self._lag[ledger.partition])
                     key = f"{self._state().key}/{ledger.partition}"
                     await self._runner._sink.send(self._runner._topics.progress, key.encode(), record.to_bytes())
             except Transient as error:
@@ -403,7 +436,7 @@ class _Run:
 
     def _record(self, ledger: PartitionLedger, lag: int) -> ProgressRecord:
         state, counters = self._state(), self._build.counters[ledger.partition]
-        replay = self._replays.get(ledger.partition)
+        replay, last = self._replays.get(ledger.partition), self._last_report(ledger.partition)
         status, reason = self._status(state, replay)
         rate, held_rate = self._rates[ledger.partition], state.replay_rate_of_a_partition
         if status in ("paused", "waiting"):
@@ -435,6 +468,7 @@ class _Run:
             worker=self._runner._worker_name,
             running_since=self._since_ms,
             counters=counters.as_dict(),
+            tiers=replay.tiers() if replay is not None else (last.tiers if last is not None else []),
             updated_at=self._build.wall_ms(),
         )
 
@@ -445,8 +479,12 @@ class _Run:
             return "paused", f"paused ({state.paused})"
         if replay is not None and replay.status == "planning":
             return "building", "plan scan"
-        if replay is not None and replay.status != "done" and state.controls.replay_rate:
-            return "building", f"held at {state.controls.replay_rate:g} documents/s"
+        if replay is not None and replay.status != "done" and self._throttle.held is not None:
+            return "waiting", self._throttle.reason
+        if replay is not None and replay.status != "done":
+            rate = state.controls.replay_rate
+            at_most = f"held at {rate:g} documents/s" if rate else ""
+            return "building", "; ".join(filter(None, (self._throttle.reason, at_most)))
         return _STATUS_OF_STAGE[state.stage.value], ""
 
 

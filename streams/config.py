@@ -24,17 +24,21 @@ from connectors import reserved
 from connectors.embedders import hashing
 from connectors.errors import ConfigurationError, NotFound
 from connectors.protocols import JSON
-from streams.config_embedders import FilePath, HashingEmbedder, TeiEmbedder, Version
+from streams.config_embedders import HashingEmbedder, TeiEmbedder, Version
 from streams.config_file import Source, read_yaml
+from streams.config_operation import Cutover, Gate, Priority, Throttle, Watch
 from streams.config_types import (
     ClientValue,
+    FilePath,
     HostPort,
     HostPorts,
     HttpOrigin,
+    HttpUrl,
     PropertyType,
     Seconds,
     Secret,
     Strict,
+    TopicName,
     Whole,
     wrong,
 )
@@ -102,13 +106,18 @@ class Kafka(Strict):
 
 
 class Weaviate(Strict):
-    """Where vectors go: `http` a URL, `grpc` host:port; TLS on both when `http` is https. Both or neither."""
+    """Where vectors go: `http` a URL, `grpc` host:port; TLS on both when `http` is https. Both or neither.
+
+    `metrics`, `data_path`: where its disk and memory can be learned (connectors.weaviate.capacity).
+    """
 
     http: HttpOrigin | None = None
     grpc: HostPort | None = None
     api_key: Secret | None = None
     write_timeout_s: Seconds = 20.0
     settle_s: Seconds = 30.0
+    metrics: list[HttpUrl] = Field(default_factory=list)
+    data_path: FilePath | None = None
 
     @model_validator(mode="after")
     def _both(self) -> Weaviate:
@@ -146,12 +155,17 @@ class Collection(Strict):
     """One stream of documents. `name` is its key in the file; `alias` defaults to it in capitals: my-docs, MyDocs."""
 
     name: str = ""
-    topic: str
+    topic: TopicName
     alias: str
     text: Text
     properties: dict[str, PropertyType] = Field(default_factory=dict)
     store_text: bool = True
     max_record_bytes: Annotated[Whole, Field(ge=1, le=100_000_000)] = 1_000_000
+    priority: Priority = Field(default_factory=Priority)
+    throttle: Throttle = Field(default_factory=Throttle)
+    gate: Gate = Field(default_factory=Gate)
+    cutover: Cutover = Field(default_factory=Cutover)
+    watch: Watch | None = None
     versions: dict[str, Version] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -160,13 +174,6 @@ class Collection(Strict):
         if isinstance(raw, dict) and isinstance(raw.get("name"), str) and raw.get("alias") is None:
             return {**raw, "alias": "".join(part[:1].upper() + part[1:] for part in re.split("[-_]", raw["name"]))}
         return raw
-
-    @field_validator("topic")
-    @classmethod
-    def _topic(cls, topic: str) -> str:
-        if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
-            raise wrong("is no topic name", "up to 249 letters, digits, '.', '_' or '-'")
-        return topic
 
     @field_validator("alias")
     @classmethod
@@ -191,6 +198,14 @@ class Collection(Strict):
             if (other := lowered.setdefault(name.lower(), name)) != name:
                 raise wrong(f"differs from {other!r} only in capitals", "names Weaviate can tell apart", name)
         return properties
+
+    @model_validator(mode="after")
+    def _category_is_a_property(self) -> Collection:
+        category = self.priority.category
+        if category is not None and category.field not in self.properties:
+            known = _names(self.properties)
+            raise wrong("is no declared property", f"one of: {known}", "priority", "category", "field")
+        return self
 
     @model_validator(mode="after")
     def _distinct_versions(self) -> Collection:
@@ -403,7 +418,7 @@ def find_config(explicit: Path | None = None) -> Path:
     if not path.is_file():
         raise ConfigurationError(
             f"no configuration file at {path}; looked at " + "; ".join(looked),
-            next_step=f"copy the project's config/crossfade.yaml, or name one with --config or {PATH_VARIABLE}",
+            next_step=f"crossfade init writes one; or name yours with --config or {PATH_VARIABLE}",
         )
     return path
 

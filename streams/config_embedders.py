@@ -5,24 +5,17 @@ It must never read a file or open a connection; paths in it are relative to the 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
 from streams.chunking import Chunking
-from streams.config_types import Count, HttpUrl, NgramRange, Rate, Seconds, Secret, Strict, Whole, wrong
+from streams.config_operation import TIERS
+from streams.config_types import Count, FilePath, HttpUrl, NgramRange, Rate, Seconds, Secret, Strict, Whole, wrong
 
-
-def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder")
-    return (Path(folder) / path.expanduser()) if folder is not None else path.expanduser()
-
-
-FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 Text = Annotated[str, Field(min_length=1)]
-Lane = Literal["live", "replay", "query"]
-LANES: tuple[Lane, ...] = get_args(Lane)
+Lane = Literal["live", "replay", "query", "listed", "newest", "rest"]
+LANES: tuple[Lane, ...] = ("live", "query", *TIERS)
 
 
 class HashingEmbedder(Strict):
@@ -49,7 +42,8 @@ class Endpoint(Strict):
 
     `concurrency`: most requests in flight, below which the best number is found while it runs. `rank`: endpoints of a
     higher one are used when all of a lower one are away, or with `overflow` also when they are full; `weight`: shares
-    within a rank. `lanes`: which work goes there, all by default. `price_per_million_tokens`: USD, else from `prices`.
+    within a rank. `lanes`: which work goes there, all by default; replay means each of its tiers.
+    `price_per_million_tokens`: USD, else from `prices`.
     `ca_file`: the authorities to trust instead of the public ones.
     """
 
@@ -150,8 +144,12 @@ class Version(Strict):
         if self.chunking is not None and self.chunking.by == "tokens" and self.tokenizer is None:
             raise wrong("needs to count tokens", "chunking by tokens with a tokenizer", "chunking")
         served = {lane for endpoint in self.endpoints for lane in endpoint.lanes or LANES}
+        served |= set(TIERS) if "replay" in served else set()
         if self.endpoints and (idle := [lane for lane in LANES if lane not in served]):
-            raise wrong(f"leaves no endpoint to {', '.join(idle)}", "an endpoint for each of live, replay, query")
+            raise wrong(
+                f"leaves no endpoint to {', '.join(idle)}",
+                f"an endpoint for each of live, query and replay, or for each of its tiers {', '.join(TIERS)}",
+            )
         return self
 
     @property

@@ -5,13 +5,26 @@ Their errors say what is wrong and what is wanted; they must never show the valu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
 def wrong(problem: str, wanted: str, *at: str) -> PydanticCustomError:
@@ -75,9 +88,23 @@ def _secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
+    folder = (info.context or {}).get("folder")
+    return (Path(folder) / path.expanduser()) if folder is not None else path.expanduser()
+
+
+def _topic_name(topic: str) -> str:
+    if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+        raise wrong("is no topic name", "up to 249 letters, digits, '.', '_' or '-'")
+    return topic
+
+
+FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+TopicName = Annotated[str, AfterValidator(_topic_name)]
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=3600, allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 Rate = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+Part = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1, allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 ClientValue = Annotated[str, BeforeValidator(_scalar_text)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
@@ -117,9 +118,9 @@ class StateView(View):
             return self.builds[f"{collection}/{version}"]
         except KeyError:
             known = [build.version for build in self.builds_of(collection)]
-            raise unknown(
-                f"version of {collection}", version, known, f"crossfade start {collection} {version}"
-            ) from None
+            could_be = re.fullmatch("[a-z0-9_]+", version) is not None
+            start = f"crossfade start {collection} {version}" if could_be else ""
+            raise unknown(f"version of {collection}", version, known, start) from None
 
     def builds_of(self, collection: str) -> list[BuildState]:
         return [build for build in self.builds.values() if build.collection == collection]

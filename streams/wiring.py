@@ -5,6 +5,7 @@ It decides nothing; the worker, the command line and the API all open the outsid
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -26,6 +27,7 @@ from connectors.kafka.ranges import TopicTail
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import Topics
 from connectors.protocols import Embedder
+from connectors.weaviate.capacity import CapacityReader, CapacitySettings
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.spaces import WeaviateStore, open_store
 from streams import config
@@ -42,6 +44,21 @@ HASHING_AT_ONCE = 2  # it computes in this process: more at once would only take
 
 def wall_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+async def file_exists(path: str) -> bool:
+    """On this machine; True also when nobody can tell: whoever waits for its end then goes on waiting."""
+
+    def look() -> bool:
+        try:
+            Path(path).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    return await asyncio.to_thread(look)
 
 
 def kafka_settings(settings: Settings, folder: Path = SERVICES_FOLDER) -> KafkaSettings:
@@ -71,6 +88,22 @@ def weaviate_settings(settings: Settings, folder: Path = SERVICES_FOLDER) -> Wea
         grpc_secure=http.startswith("https://"),
         write_timeout_s=configured.write_timeout_s,
     )
+
+
+def capacity_settings(settings: Settings, folder: Path = SERVICES_FOLDER) -> CapacitySettings:
+    """Where Weaviate's disk and memory can be learned: as configured, else of this machine's own Weaviate."""
+    configured = settings.weaviate
+    local = configured.http is None and not configured.metrics
+    return CapacitySettings(
+        tuple(configured.metrics),
+        configured.data_path or (services.weaviate_data(folder) if local else None),
+        here=local,
+    )
+
+
+def capacity_reader(settings: Settings, folder: Path = SERVICES_FOLDER) -> CapacityReader:
+    """Looks there as often as it is asked to. Raises ConfigurationError for an address that is none."""
+    return CapacityReader(capacity_settings(settings, folder))
 
 
 def _running(folder: Path, keys: str) -> services.Addresses:

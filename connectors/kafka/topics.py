@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from confluent_kafka import (
     Consumer,
+    ConsumerGroupState,
     IsolationLevel,
     TopicCollection,
     TopicPartition,
@@ -124,6 +125,21 @@ class Topics:
             max_message_bytes=_number(config["max.message.bytes"]),
         )
 
+    async def names(self) -> list[str]:
+        """Of every topic this client may see, but those the brokers keep for themselves."""
+        doing = "listing the topics"
+
+        def ask() -> list[str]:
+            with foreign(doing, reading=True):
+                return list(self._admin.list_topics(timeout=self._timeout_s).topics)
+
+        thread = ClientThread("kafka-topics")
+        try:
+            found = await thread.run(ask)
+        finally:
+            await thread.stop()
+        return sorted(name for name in found if not name.startswith("__"))
+
     async def bounds(self, topic: str) -> dict[int, Bounds]:
         description = await self._describe(topic)
         where = [TopicPartition(topic, partition.id) for partition in description.partitions]
@@ -202,6 +218,19 @@ class Topics:
             self._admin.list_consumer_groups(request_timeout=self._timeout_s), "listing the consumer groups"
         )
         return sorted(found.group_id for found in answer.valid or [] if found.group_id.startswith(prefix))
+
+    async def has_members(self, group: str) -> bool | None:
+        """Whether anybody is in the consumer group now; a member that was killed counts until its session ends. None
+        when the brokers do not know the group, or do not let us see it.
+
+        From the list that every broker gives, not from the group's coordinator: see `_of_group`.
+        """
+        answer: ListConsumerGroupsResult = await self._answer(
+            self._admin.list_consumer_groups(request_timeout=self._timeout_s), "listing the consumer groups"
+        )
+        nobody = (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD)
+        states = [found.state for found in answer.valid or [] if found.group_id == group]
+        return any(state not in nobody for state in states) if states else None
 
     async def _describe(self, topic: str) -> TopicDescription:
         return await self._answer(

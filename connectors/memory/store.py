@@ -317,6 +317,10 @@ class MemorySpace:
             )
         return hits
 
+    async def indexing_queue(self) -> int:
+        await self._read()
+        return 0
+
 
 def _distances(metric: str, stored: Vectors, query: Vectors) -> Vectors:
     """float32[n], as Weaviate defines each metric: smaller is nearer."""

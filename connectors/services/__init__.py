@@ -16,7 +16,7 @@ from connectors.errors import ConfigurationError, CrossfadeError
 from connectors.services import docker, local, ports
 from connectors.services.state import Addresses, Say, load, locked, save, stop
 
-__all__ = ["Addresses", "down", "running", "up"]
+__all__ = ["Addresses", "down", "running", "up", "weaviate_data"]
 
 
 def up(folder: Path, *, say: Say, how: Literal["auto", "docker", "local"] = "auto") -> Addresses:
@@ -72,6 +72,14 @@ def running(folder: Path) -> Addresses | None:
     if state is None or not state.started or not ports.answers(state.addresses):
         return None
     return state.addresses
+
+
+def weaviate_data(folder: Path) -> Path | None:
+    """Where the Weaviate of this folder keeps its data; None when it does not run, or keeps them inside Docker."""
+    state = load(folder)
+    if state is None or not state.started or state.way == "docker":
+        return None
+    return folder / "weaviate"
 
 
 def _lock(folder: Path, say: Say) -> AbstractContextManager[None]:

@@ -16,7 +16,15 @@ from weaviate.classes.config import ConsistencyLevel
 from weaviate.proto.v1 import aggregate_pb2, base_pb2, batch_delete_pb2, batch_pb2, search_get_pb2
 
 from connectors import reserved
-from connectors.errors import ContentRejected, CrossfadeError, Overloaded, Transient, UnknownOutcome, Unreachable
+from connectors.errors import (
+    ContentRejected,
+    CrossfadeError,
+    Overloaded,
+    Terminal,
+    Transient,
+    UnknownOutcome,
+    Unreachable,
+)
 from connectors.protocols import JSON, Head, Hit, SpaceObject, Vectors
 from connectors.weaviate import wire
 from connectors.weaviate.client import Connection, Deadline, Rpc
@@ -223,6 +231,17 @@ class WeaviateSpace:
             request = wire.query(self.name, len(some), properties, filters=wire.with_ids(some), vectors=vectors)
             found += await self._search(request)
         return found
+
+    async def indexing_queue(self) -> int:
+        """Over all nodes, replicas included. Always 0 where the server indexes in the write itself."""
+        asked = self._connection.client.cluster.nodes(collection=self.name, output="verbose")
+        try:
+            nodes = await self._connection.rest(asked, write=False)
+        except Terminal as error:
+            if await self._is_gone():
+                raise reserved.gone(self.name) from error
+            raise
+        return sum(shard.vector_queue_length for node in nodes for shard in node.shards)
 
     async def _search(self, request: search_get_pb2.SearchRequest) -> Sequence[search_get_pb2.SearchResult]:
         reply = await self._call(self._connection.stub.Search, request, self._connection.read_deadline(), write=False)

@@ -5,18 +5,19 @@ They only ask the controller; nothing here writes a space, the state or the alia
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import click
 from pydantic import JsonValue
 
+from streams import controls
 from streams.cli import Options
 from streams.cli.output import F, emit, json_option, next_line, outcome_json, require
 from streams.cli.session import ASK_S, ask, run, session
 from streams.config import envelope_of
+from streams.config_operation import Throttle
 from streams.control import whoami
-from streams.state import CONTROLS, Command, Verb
+from streams.state import Command, Verb
 
 collection_argument = click.argument("collection")
 version_argument = click.argument("version")
@@ -159,33 +160,81 @@ def set_(
     timeout_s: float,
     as_json: bool,
 ) -> None:
-    """Change VERSION while it runs. replay_rate: documents a second of the replay. budget_usd: most that may be spent
-    on embeddings before VERSION serves. none or 0 for no limit.
+    """Change VERSION while it runs, or read how it stands with ? (KEY=? for one of them).
 
-    Example: crossfade set articles v2 replay_rate=50 budget_usd=20
+    \b
+    replay_rate              documents a second of the replay
+    budget_usd               most that may be spent on embeddings before VERSION serves
+    concurrency              requests of the replay at once, of each worker
+    tiers                    order of the replay: listed,newest
+    max_live_lag, max_weaviate_latency_ms, max_disk, max_memory, max_endpoint_errors
+                             bounds beyond which the replay is held; 0 for none
+
+    none goes back to no limit, or to what is configured. Live writes are never slowed by any of them.
+
+    Example: crossfade set articles v2 replay_rate=50 max_live_lag=500
+
+    Example: crossfade set articles v2 '?'
     """
     args: dict[str, JsonValue] = {}
+    asked: list[str] = []
     for change in changes:
-        name, _, value = change.partition("=")
-        if name not in CONTROLS:
-            known = ", ".join(f"{known} ({unit})" for known, unit in CONTROLS.items())
-            raise click.UsageError(f"there is nothing named {name!r} to set; known: {known}")
-        args[name] = _number(name, value)
+        try:
+            name, value = controls.read(change)
+        except controls.Unreadable as error:
+            raise click.UsageError(str(error)) from None
+        if value == controls.READ:
+            asked.append(name)
+        elif name in args:
+            raise click.UsageError(f"{name} is given twice")
+        else:
+            args[name] = value
+    if asked and args:
+        raise click.UsageError("? reads and KEY=VALUE changes: one of them at a time")
+    if asked:
+        _read_controls(options, collection, version, asked, as_json)
+        return
     then = f"crossfade status {collection} {version} -w"
     _change(options, "set", collection, version, args, why, timeout_s, as_json, then)
 
 
-def _number(name: str, value: str) -> float:
-    """0 is no limit. The controller decides what is in range."""
-    if value == "none":
-        return 0.0
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):  # JSON has no such numbers: it would arrive as no limit at all
-        raise click.UsageError(f"{name}={value}: wanted is a number of {CONTROLS[name]}, or none")
-    return number
+def _read_controls(options: Options, collection: str, version: str, asked: list[str], as_json: bool) -> None:
+    """Every control, or those that were asked for: value, where it comes from, unit and range. Changes nothing."""
+
+    async def work() -> None:
+        async with session(options) as opened, opened.state() as view:
+            build = view.build(collection, version)
+            declared = opened.settings.collections.get(collection)
+            of_version = declared.versions.get(version) if declared is not None else None
+            standing = controls.standing(
+                build.controls,
+                declared.throttle if declared is not None else Throttle(),
+                replay_rate=of_version.replay_rate if of_version is not None else None,
+                budget_usd=of_version.budget_usd if of_version is not None else None,
+                tiers=declared.priority.tiers if declared is not None else ("rest",),
+            )
+        wanted = [one for one in standing if "" in asked or one.control.name in asked]
+        then = f"crossfade set {collection} {version} {wanted[0].control.name}=VALUE"
+        if as_json:
+            shown = [
+                {
+                    "name": one.control.name,
+                    "value": one.value,
+                    "source": one.source,
+                    "unit": one.control.unit,
+                    "range": one.control.range,
+                }
+                for one in wanted
+            ]
+            emit({"collection": collection, "version": version, "controls": shown, "next": then})
+            return
+        click.echo(f"{build.key}: what can be set while it runs")
+        for one in wanted:
+            said = f"  {one.control.name:<24}{one.text:<16}{one.source:<14} "
+            click.echo(f"{said}{one.control.unit}; {one.control.range}")
+        next_line(then)
+
+    run(work())
 
 
 @click.command()

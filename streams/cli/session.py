@@ -6,11 +6,14 @@ It never waits without a word, and opens Weaviate only for verbs that use it, so
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
+
+import click
 
 from connectors.errors import NotFound, Transient
 from connectors.kafka.log import KafkaLog
@@ -34,6 +37,8 @@ BROKER_PATIENCE_S = 5.0
 ASK_S = 20.0
 SWEEP_S = 600.0
 HINT_AFTER_S = 5.0
+LIFE_LOOK_S = 3.0
+LIFE_AGAIN_S = 1.5
 
 
 def read_settings(options: Options) -> tuple[Path, Settings]:
@@ -119,33 +124,68 @@ async def ask(
 ) -> CommandOutcome:
     """Send a command and wait for its outcome; says on stderr what it waits for when that takes a while.
 
-    Raises Transient when none came. A wait longer than `ASK_S` goes on only while a worker reports: without one,
-    nobody will answer.
+    Raises Transient when none came: within seconds when no worker runs, since nobody will answer then, but for somebody
+    who has said --timeout, and may be starting one.
     """
     sink = KafkaSink(opened.kafka_settings)
     await sink.start()
     hint = asyncio.create_task(_hint(waits_for, timeout_s))
+    began_s = time.monotonic()
+    lonely = 0
     try:
-        try:
-            return await control.ask(sink, opened.names, view, command, timeout_s=min(timeout_s, ASK_S))
-        except Transient:
-            if timeout_s <= ASK_S or not await _somebody_reports(opened, view, command.collection):
-                raise
-        return await control.ask(sink, opened.names, view, command, timeout_s=timeout_s - ASK_S)
+        while True:
+            left_s = timeout_s - (time.monotonic() - began_s)
+            look_s = min(max(0.1, left_s), LIFE_AGAIN_S if lonely else LIFE_LOOK_S)
+            try:
+                return await control.ask(sink, opened.names, view, command, timeout_s=look_s)
+            except Transient as error:
+                lonely = 0 if await _a_worker_runs(opened) else lonely + 1
+                if time.monotonic() - began_s >= timeout_s:
+                    raise _no_outcome(command, timeout_s, lonely) from error
+                if lonely > 1 and not _said_timeout():
+                    raise _no_outcome(command, timeout_s, lonely) from error
+                if lonely == 1 and _said_timeout():
+                    say(f"no worker runs yet; start one: crossfade worker (waiting up to {timeout_s:g} s)")
     finally:
         hint.cancel()
         await asyncio.gather(hint, return_exceptions=True)
         await sink.close()
 
 
-async def _somebody_reports(opened: Session, view: StateView, collection: str) -> bool:
-    async with opened.progress() as progress:
-        return any(reporting(progress, build) for build in view.builds_of(collection))
+def _no_outcome(command: Command, timeout_s: float, lonely: int) -> Transient:
+    what = f"{command.verb} {command.collection}"
+    if lonely:
+        return Transient(
+            f"no worker runs, so nobody carries out {what}",
+            next_step="start one: crossfade worker; it will find this command and apply it once",
+        )
+    return Transient(
+        f"no outcome of {what} within {timeout_s:g} s, though a worker runs: it is busy, or waits for something itself",
+        next_step=f"see crossfade status {command.collection}; the command stays, and is applied once",
+    )
+
+
+def _said_timeout() -> bool:
+    """The time to wait is the operator's own word, not our default."""
+    context = click.get_current_context(silent=True)
+    source = context.get_parameter_source("timeout_s") if context is not None else None
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+async def _a_worker_runs(opened: Session) -> bool:
+    """Somebody hears commands, or has just reported. A broker that does not say leaves it open: yes."""
+    try:
+        if (there := await opened.topics.has_members(opened.names.controller_group)) is not None:
+            return there
+        async with opened.progress() as progress:
+            now_ms = wall_ms()
+            return any(record.is_fresh(now_ms) for record in progress.records.values())
+    except NotFound:
+        return False
+    except Transient:
+        return True
 
 
 async def _hint(waits_for: str, timeout_s: float) -> None:
     await asyncio.sleep(HINT_AFTER_S)
-    say(
-        f"waiting for {waits_for}, up to {timeout_s:g} s (a worker must be running; Ctrl-C ends the wait, "
-        "not the command)"
-    )
+    say(f"waiting for {waits_for}, up to {timeout_s:g} s (Ctrl-C ends the wait, not the command)")

@@ -6,7 +6,6 @@ It must never let a query meet vectors of another model, nor change the space of
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,12 +13,12 @@ from connectors.errors import ConfigurationError, NotFound, Refused
 from connectors.protocols import JSON, Hit, Space, VectorStore
 from streams.config import Settings, envelope_of
 from streams.encoding import Encoder
+from streams.search.nearest import nearest
 from streams.state import BuildState, CollectionState
 from streams.versions import Stage, next_command
 from streams.wiring import make_encoder
 
 MOST_HITS = 1000
-MOST_OBJECTS = 10_000  # of one request: Weaviate's QUERY_MAXIMUM_RESULTS
 
 
 class Outside(Protocol):
@@ -135,13 +134,7 @@ class Router:
         began = time.perf_counter()
         route = self.resolve(collection, version)
         vector = await route.encoder.encode_query(query)
-        objects = limit
-        while True:
-            found = await route.space.search(vector, objects)
-            hits = best_chunks(found, limit)
-            if len(hits) == limit or len(found) < objects or objects == MOST_OBJECTS:
-                break
-            objects = min(4 * objects, MOST_OBJECTS)  # several chunks of one document took the places of others
+        hits = await nearest(route.space, vector, limit)
         return Answer(
             route.collection,
             route.version,
@@ -198,13 +191,3 @@ class Router:
         if fingerprint not in self._encoders:
             self._encoders[fingerprint] = make_encoder(self._out.settings, configured, version, canary=build.canary)
         return self._encoders[fingerprint]
-
-
-def best_chunks(hits: Iterable[Hit], limit: int) -> tuple[Hit, ...]:
-    """The best hit of each document, best first, at most `limit`."""
-    best: dict[str, Hit] = {}
-    for hit in sorted(hits, key=lambda hit: -hit.score):
-        best.setdefault(hit.doc_id, hit)
-        if len(best) == limit:
-            break
-    return tuple(best.values())

@@ -416,6 +416,7 @@ async def test_a_space_dropped_under_our_feet_is_an_identity_changed_and_stays_d
             space.count,
             partial(space.properties, [obj.uuid]),
             partial(space.search, obj.vector, 1),
+            space.indexing_queue,
         ]
         for call in calls:
             with pytest.raises(IdentityChanged) as caught:
@@ -492,3 +493,11 @@ async def test_user_properties_of_every_type(
     expected = given if back is None else back
     assert users == expected
     assert {name: type(value) for name, value in users.items()} == {n: type(v) for n, v in expected.items()}
+
+
+async def test_what_a_search_finds_does_not_wait_for_the_index(make_space: MakeSpace) -> None:
+    space = await make_space()
+    assert await space.indexing_queue() == 0
+    assert await space.upsert([stored("a"), stored("b", vector=[0, 1, 0, 0])]) == {}
+    assert [hit.doc_id for hit in await space.search(stored("b", vector=[0, 1, 0, 0]).vector, 1)] == ["b"]
+    assert await space.indexing_queue() == 0

@@ -365,7 +365,7 @@ def test_no_worker_is_running(topic_console: Console, monkeypatch: pytest.Monkey
     with c.worker():
         c.until("v1", "ready")
     error = c.refused("cutover", "docs", "v1", "--timeout", "1")
-    assert "no controller seems to run" in error
+    assert "no worker runs" in error
     assert "crossfade worker" in error
     silent = eventually(lambda: c.version("v1"), lambda one: not one["reporting"])
     assert (silent["note"], silent["next"]) == ("no worker is reporting", "crossfade worker")

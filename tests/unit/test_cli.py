@@ -70,7 +70,7 @@ def test_every_verb_says_what_it_does_with_an_example(verb: str) -> None:
         assert "Example: crossfade" in result.stdout
 
 
-@pytest.mark.parametrize("verb", ["status", "verify", "search", "explain", "history"])
+@pytest.mark.parametrize("verb", ["status", "verify", "evaluate", "search", "explain", "history"])
 def test_every_read_verb_takes_json(verb: str) -> None:
     assert "--json" in call(verb, "--help").stdout
 
@@ -81,6 +81,9 @@ def test_every_read_verb_takes_json(verb: str) -> None:
         ["nonsense"],
         ["status", "--nonsense"],
         ["status", "-w", "--json"],
+        ["status", "docs", "v2", "--until", "ready", "--json"],
+        ["status", "docs", "--until", "ready"],
+        ["status", "docs", "v2", "--until", "retired"],
         ["produce", "docs", "/no/such/file"],
         ["set", "docs", "v1", "colour=red"],
         ["set", "docs", "v1", "replay_rate=fast"],

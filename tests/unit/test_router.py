@@ -17,7 +17,8 @@ from connectors.memory.store import MemoryStore
 from connectors.protocols import Hit, SpaceObject, SpaceSpec
 from streams.config import Settings, envelope_of
 from streams.encoding import Encoder
-from streams.search.router import Router, best_chunks
+from streams.search.nearest import best_chunks
+from streams.search.router import Router
 from streams.state import BuildState, CollectionState, unknown
 from streams.versions import Stage
 from streams.wiring import make_encoder

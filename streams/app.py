@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from connectors.embedders.cache import VectorCache
 from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient, Unreachable
-from streams import config
+from streams import config, metrics
 from streams.build import Batch, Build, Limits
 from streams.build_runner import AgentHost, BuildRunner, failure_command
 from streams.chunking import make_chunker
@@ -119,6 +119,7 @@ class Worker:
             loop.add_signal_handler(number, action)
         self._capacity = capacity_reader(self._settings)
         self._out = await Outside.open(self._settings)
+        closing = contextlib.ExitStack()
         try:
             if (kept := self._settings.vector_cache) is not None:
                 self._cache = await VectorCache.open(kept.path, int(kept.max_gib * 2**30))
@@ -136,6 +137,7 @@ class Worker:
                 groups=groups,
             )
             await self._progress.load()
+            self._serve_metrics(closing)
             with tempfile.TemporaryDirectory(prefix="crossfade-") as folder:
                 await self._supervise(on_ready, folder, state_id)
         finally:
@@ -143,6 +145,16 @@ class Worker:
                 await self._cache.close()
             await self._capacity.close()
             await self._out.close()
+            closing.close()
+
+    def _serve_metrics(self, closing: contextlib.ExitStack) -> None:
+        """Where the configuration says so, until `closing`."""
+        if (wanted := self._settings.metrics) is not None:
+            shown = metrics.Worker(self._name, self._view.collections, self._view.builds, self._progress.records)
+            server = metrics.serve(shown, wanted.listen)
+            closing.callback(server.server_close)
+            closing.callback(server.shutdown)
+            log.info("metrics at http://%s/metrics", wanted.listen)
 
     async def _supervise(self, on_ready: Callable[[], None], folder: str, state_id: str) -> None:
         writer = self._out.transactional_producer()

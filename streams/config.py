@@ -237,6 +237,12 @@ class VectorCache(Strict):
     max_gib: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 10.0
 
 
+class Metrics(Strict):
+    """Where a worker serves Prometheus metrics: host:port of this machine."""
+
+    listen: HostPort
+
+
 class Settings(Strict):
     """The whole file. `prices`: USD for a million tokens, by model name."""
 
@@ -244,6 +250,7 @@ class Settings(Strict):
     weaviate: Weaviate = Field(default_factory=Weaviate)
     prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     vector_cache: VectorCache | None = None
+    metrics: Metrics | None = None
     collections: dict[str, Collection] = Field(default_factory=dict)
     _path: Path | None = PrivateAttr(default=None)
 

@@ -31,11 +31,15 @@ Encode = Callable[[Sequence[str], bool], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of the endpoint, as its user knows them; 0 is none. Only Crossfade has a setting for them."""
+    """Of the endpoint, as its user knows them; 0 is none. Only Crossfade has a setting for them.
+
+    `live_slots` of the endpoint's `slots` are configured for live events alone, the others for the replay.
+    """
 
     requests_per_minute: float = 0.0
     tokens_per_minute: float = 0.0
-    concurrency: int = 0
+    live_slots: int = 0
+    slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +138,13 @@ def by_groups(encode: Encode, group: int, at_once: int) -> Client:
 async def crossfade(url: str, limits: Limits) -> AsyncIterator[Client]:
     """The encoder that agents use, made from a configuration as theirs is."""
     embedder = {"provider": "tei", "url": url, "model": MODEL, "max_batch": BATCH, "timeout_s": TIMEOUT_S}
-    for name in ("requests_per_minute", "tokens_per_minute", "concurrency"):
+    for name in ("requests_per_minute", "tokens_per_minute"):
         if value := getattr(limits, name):
             embedder[name] = value
-    version = {"embedder": embedder, "dimensions": DIMENSIONS}
+    version: dict[str, object] = {"embedder": embedder, "dimensions": DIMENSIONS}
+    if share := limits.live_slots:
+        version["embedder"] = {**embedder, "lanes": ["live", "query"], "concurrency": share}
+        version["fallbacks"] = [{**embedder, "lanes": ["replay"], "concurrency": limits.slots - share}]
     raw = {"collections": {"docs": {"topic": "docs", "text": {"fields": ["text"]}, "versions": {"v1": version}}}}
     settings = Settings.model_validate(raw)
     collection = settings.collection("docs")

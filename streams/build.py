@@ -16,7 +16,7 @@ from streams.config_operation import TierName
 from streams.documents import DocumentSchema
 from streams.encoding import Encoder
 from streams.key_index import KeyIndex
-from streams.ordering import Lane, Lease, PartitionLedger
+from streams.ordering import Lane, Lease, PartitionLedger, Watermark
 from streams.progress import Counters
 from streams.spending import Spending
 from streams.tiers import Passes, arrange
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     """Records of one lane and partition in offset order; everything below `position` has been delivered.
 
     `digests` stand beside the records (see documents.key_digest). A replay batch holds only records that the key
-    index calls current, and of one tier.
+    index calls current, of the pass whose `watermark` this is; once that pass is over it means nothing.
     """
 
     lane: Lane
@@ -56,6 +56,7 @@ class Batch(NamedTuple):
     digests: Sequence[bytes]
     position: int
     tier: TierName = "rest"
+    watermark: Watermark | None = None
 
 
 async def everything(partition: int, index: KeyIndex, tiers: Sequence[TierName] | None) -> Passes:

@@ -7,8 +7,9 @@ embedding and writing overlap. It never commits and never decides who owns a par
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 from uuid import UUID
@@ -26,7 +27,7 @@ from streams.retry import patiently
 from streams.space_objects import Origin, space_object
 from streams.space_writer import DocumentWrite, SpaceWriter
 from streams.spending import PartitionMeter
-from streams.valve import Valve
+from streams.valve import LOOK_EVERY_S, Valve
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -134,8 +135,8 @@ class EmbedAgent:
 
     def _admit_replay(self, batch: Batch) -> list[Event]:
         ledger, schema, counters = batch.ledger, self.build.schema, self.build.counters[batch.ledger.partition]
-        if ledger.replay is None or ledger.seen is None:
-            return []
+        if ledger.seen is None or ledger.replay is None or ledger.replay is not batch.watermark:
+            return []  # of a pass that is over
         events: list[Event] = []
         for record, digest in zip(batch.records, batch.digests, strict=True):
             if record.offset < ledger.replay.position:
@@ -197,7 +198,7 @@ class EmbedAgent:
             self.failed.set_exception(error)
 
     async def _work(self, lane: Lane, events: Sequence[Event]) -> None:
-        async with self._under_way[lane]:
+        async with self._one_under_way(lane, events):
             events = [e for e in events if e.ledger.active]
             if not events:
                 return
@@ -206,6 +207,7 @@ class EmbedAgent:
             except Transient:
                 if any(e.ledger.active for e in events):
                     raise
+                self._note_trouble(None)  # whoever still waits for the same says so again
                 return  # all of it was revoked while it waited
         waiting: dict[Lane, list[Event]] = {}
         for event, outcome in outcomes:
@@ -215,6 +217,28 @@ class EmbedAgent:
         for successor_lane, successors in waiting.items():
             self._dispatch(successor_lane, successors)
         await self.notify()
+
+    @contextlib.asynccontextmanager
+    async def _one_under_way(self, lane: Lane, events: Sequence[Event]) -> AsyncIterator[None]:
+        """So many groups of a lane at once. While a replay is held those under way stay where they are, and what live
+        waits for must not wait behind them: it goes beside them."""
+        slots = self._under_way[lane]
+        turn = asyncio.ensure_future(slots.acquire())
+        try:
+            while not turn.done() and not (self._presses(lane, events) and self.build.held() is not None):
+                await asyncio.wait({turn}, timeout=LOOK_EVERY_S)
+            yield
+        finally:
+            if turn.done():
+                slots.release()
+            else:
+                turn.cancel()
+
+    def _presses(self, lane: Lane, group: Sequence[Event]) -> bool:
+        """Whether a live event or a mend waits behind one of a replay's, and may go itself."""
+        if lane is not Lane.REPLAY or self.build.all_held():
+            return False
+        return any(event.ledger.busy.get(event.digest) is not None for event in group)
 
     async def notify(self) -> None:
         """Have those who wait in `progressed` look again."""
@@ -365,8 +389,7 @@ class EmbedAgent:
         return Urgency(
             "live" if lane is Lane.LIVE else group[0].tier,
             valve=self._replay_valve if lane is Lane.REPLAY else self._valve,
-            # a live event that waits behind one of these must not be held with them
-            pressing=lambda: lane is Lane.REPLAY and any(e.ledger.busy.get(e.digest) is not None for e in group),
+            pressing=lambda: self._presses(lane, group),
             going=lambda: any(event.ledger.active for event in group),
             trouble=self._note_trouble,
             meter=PartitionMeter(

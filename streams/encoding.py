@@ -21,7 +21,7 @@ from connectors.protocols import Vectors
 from streams.batching import BatchLimits, pack
 from streams.retry import patiently
 from streams.tokens import TokenEstimate, Tokenizer
-from streams.valve import Valve
+from streams.valve import Unwanted, Valve
 from streams.versions import Envelope
 
 _UNIT_TOLERANCE = 1e-6
@@ -258,9 +258,7 @@ class Encoder:
 
     async def _embed(self, texts: Sequence[str], tokens: int, urgency: Urgency) -> Vectors:
         """One request, again until it is answered or nobody waits for it any more."""
-        meter = urgency.meter
-
-        valve = urgency.valve or Valve()
+        meter, valve = urgency.meter, urgency.valve or Valve()
 
         async def once() -> Served:
             while True:
@@ -281,7 +279,11 @@ class Encoder:
                         meter.paid(tokens, served)
                     return served
 
-        served = await patiently(once, going=urgency.going, trouble=urgency.trouble)
+        def trouble(error: Transient | None) -> None:
+            if not isinstance(error, Unwanted):
+                urgency.trouble(error)
+
+        served = await patiently(once, going=urgency.going, trouble=trouble)
         if served.counted:
             self._estimate.learn(texts, served.tokens)
         raw = check_vectors(served.vectors, len(texts), "the embedder")

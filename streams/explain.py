@@ -248,16 +248,19 @@ def judge(
     """What the stored chunk 0 means beside the log's newest record of the key.
 
     `whole`: every chunk is there at its offset; `deletes`: the newest record is a delete; `resolved`: its lane has
-    passed it.
+    passed it. A dead letter that was applied again since is no reason to call it held.
     """
+    absent = newest is None or deletes
+    if head is not None and newest is not None:
+        says_so = not absent and whole and (head.partition, head.offset) == (newest.partition, newest.offset)
+    else:
+        says_so = absent and head is None and not held
+    if says_so:
+        return "current"
     if held:
         return "held"
-    if newest is None or deletes:
-        if head is None:
-            return "current"
+    if absent:
         return "extra" if resolved else "pending"
-    if head is not None and whole and (head.partition, head.offset) == (newest.partition, newest.offset):
-        return "current"
     if not resolved:
         return "pending"
     return "missing" if head is None else "stale"

@@ -120,33 +120,50 @@ class KeyIndex:
 
 
 class KeyIndexBuilder:
-    """Collects (digest, offset, tombstone) in log order and keeps the last of each key."""
+    """Collects (digest, offset, tombstone) in log order and keeps the last of each key.
 
-    _PENDING = 1 << 18
+    It sorts whenever as much has come as it holds, so that a log of n records costs n log n. That takes seconds where
+    there are millions: whoever must not stand still so long calls `compact` and `build` elsewhere once it says so.
+    """
+
+    _PENDING = 1 << 14
 
     def __init__(self) -> None:
         self._high = np.empty(0, np.uint64)
         self._low = np.empty(0, np.uint64)
         self._entry = np.empty(0, np.int64)
+        self._new: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]] = []
         self._digests: list[bytes] = []
         self._pending: list[int] = []
         self._records = 0
 
+    @property
+    def due(self) -> bool:
+        """The next `add` will sort."""
+        return sum(len(entry) for _, _, entry in self._new) >= max(16 * self._PENDING, len(self._entry))
+
+    @property
+    def large(self) -> bool:
+        """`build` will sort for more than a moment."""
+        return bool(self._new) and len(self._new) + len(self._entry) // self._PENDING >= 16
+
     def add(self, digests: Sequence[bytes], offsets: Sequence[int], tombstones: Sequence[bool]) -> None:
+        if self.due:
+            self.compact()
         self._digests.extend(digests)
         self._pending.extend(offset * 2 + tombstone for offset, tombstone in zip(offsets, tombstones, strict=True))
         self._records += len(digests)
         if len(self._pending) >= self._PENDING:
-            self._compact()
+            self._pack()
 
-    def _compact(self) -> None:
-        if not self._pending:
+    def compact(self) -> None:
+        """Sort what has come, and drop what newer records have replaced."""
+        self._pack()
+        if not self._new:
             return
-        high, low = _columns(self._digests)
-        entry = np.array(self._pending, dtype=np.int64)
-        self._digests, self._pending = [], []
-        high, low = np.concatenate([self._high, high]), np.concatenate([self._low, low])
-        entry = np.concatenate([self._entry, entry])
+        highs, lows, entries = zip((self._high, self._low, self._entry), *self._new, strict=True)
+        self._new = []
+        high, low, entry = np.concatenate(highs), np.concatenate(lows), np.concatenate(entries)
         order = np.lexsort((entry, low, high))
         high, low, entry = high[order], low[order], entry[order]
         last = np.ones(len(entry), dtype=np.bool_)
@@ -154,5 +171,10 @@ class KeyIndexBuilder:
         self._high, self._low, self._entry = high[last], low[last], entry[last]
 
     def build(self) -> KeyIndex:
-        self._compact()
+        self.compact()
         return KeyIndex(self._high, self._low, self._entry, self._records)
+
+    def _pack(self) -> None:
+        if self._pending:
+            self._new.append((*_columns(self._digests), np.array(self._pending, dtype=np.int64)))
+            self._digests, self._pending = [], []

@@ -42,8 +42,15 @@ def read_line(line: str) -> Searched:
             raise ValueError(f"unknown {', '.join(sorted(unknown))}" if isinstance(key, str) else "key is not text")
     else:
         key, _, rest = line.partition("\t")
-        count, at_ms = (float(rest) if rest else 1.0), None
+        count, at_ms = (_number(rest) if rest else 1.0), None
     return Searched(key.encode(), _count(count), _at(at_ms))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # its own message would show the text: it may be a key
+        raise ValueError("what stands behind the tab is not a number") from None
 
 
 def _count(count: object) -> float:
@@ -121,8 +128,9 @@ def weigh(searched: Iterable[Searched], half_life_days: float | None) -> dict[by
 async def categories(
     kafka: Log, topic: str, partition: int, index: KeyIndex, digests: Sequence[bytes], name: str, schema: DocumentSchema
 ) -> dict[bytes, str]:
-    """The property `name` of these keys' documents. Reads the log between the first and the last of them."""
-    offsets = index.put_offsets(digests)
+    """The property `name` of those of these keys that have a document here. Reads the log between the first and the
+    last of them."""
+    offsets = await asyncio.to_thread(index.put_offsets, digests)  # of a long list
     wanted = {int(offset): digest for offset, digest in zip(offsets, digests, strict=True) if offset != ABSENT}
     found: dict[bytes, str] = {}
     if not wanted:
@@ -168,17 +176,12 @@ class Order:
                     rows = await read_topic(self.kafka, self.priority.topic)
                 else:
                     rows = []
-                self._weights = weigh(rows, self.priority.half_life_days)
+                self._weights = await asyncio.to_thread(weigh, rows, self.priority.half_life_days)
             return self._weights
 
     async def _by_category(
         self, category: Category, partition: int, index: KeyIndex, listed: dict[bytes, float]
     ) -> dict[bytes, float]:
-        here = [
-            digest
-            for digest, offset in zip(listed, index.put_offsets(list(listed)).tolist(), strict=True)
-            if offset != ABSENT
-        ]
-        found = await categories(self.kafka, self.topic, partition, index, here, category.field, self.schema)
+        found = await categories(self.kafka, self.topic, partition, index, list(listed), category.field, self.schema)
         weights = category.weights
         return {digest: weight * weights.get(found.get(digest, ""), 1.0) for digest, weight in listed.items()}

@@ -128,12 +128,12 @@ async def scan_keys(
 async def plan_scan(kafka: Log, topic: str, partition: int, end: int, *, start: int = 0) -> KeyIndex:
     """The newest offset of each key in [start, end): exact totals before anything is spent."""
     builder = KeyIndexBuilder()
-
-    def note(batch: RangeBatch, digests: list[bytes]) -> None:
+    async for batch in kafka.read_range(topic, partition, start, end, values=False):
+        if builder.due:  # off the loop: sorting millions of keys must not hold the live lane
+            await asyncio.to_thread(builder.compact)
+        digests = [key_digest(record.key or b"") for record in batch.records]
         builder.add(digests, [r.offset for r in batch.records], [r.value is None for r in batch.records])
-
-    await scan_keys(kafka, topic, partition, start, end, note)
-    return builder.build()
+    return await asyncio.to_thread(builder.build) if builder.large else builder.build()
 
 
 class ReplayLane:
@@ -159,7 +159,8 @@ class ReplayLane:
         self._ledger = ledger
         self._completed = completed
         self._throttle = Throttle(lambda: self._state().replay_rate_of_a_partition, build.slowed)
-        self.status: Literal["planning", "replaying", "waiting", "held", "done"] = "planning"
+        self.status: Literal["planning", "replaying", "held", "done"] = "planning"
+        self.trouble: Transient | None = None
         self.planned = False
         self._passes: Passes | None = None
         self._place = Place(0, 0)
@@ -188,6 +189,7 @@ class ReplayLane:
                     await self._go_through(passes, place, barrier)
                     break
                 except _TiersChanged:
+                    self.trouble = None
                     log.info("%s: the replay of partition %d takes another order", self._build.name, partition)
                     await self._agent.progressed(lambda: not ledger.active or self._resolved_so_far())
                     commit = self._commit()
@@ -201,7 +203,7 @@ class ReplayLane:
         counters.completed = counters.total
         ledger.end_replay()
         await self._agent.notify()
-        self.status = "done"
+        self.status, self.trouble = "done", None
         await self._completed(partition)
 
     def tiers(self) -> list[TierProgress]:
@@ -221,8 +223,9 @@ class ReplayLane:
         ledger = self._ledger
         if place.restarted:
             ledger.recheck_replay = EVERY
-        if place.reordered and ledger.takeover is not None:
-            ledger.takeover.replay_left = EVERY  # its owner may have been anywhere
+        if place.reordered and ledger.takeover is not None and ledger.takeover.replay_left > 0:
+            # rule 11: its last writes were of documents that may come at any time in this order, or not at all any more
+            ledger.takeover.replay_left, ledger.sweep_due = 0, True
         for number in range(place.number, len(passes)):
             one, last = passes[number], number == len(passes) - 1
             end = barrier if last else one.end
@@ -231,8 +234,7 @@ class ReplayLane:
             self._delivered = position
             self._passes, self._place = passes, Place(number, position, place.restarted)
             self._build.counters[ledger.partition].completed = passes.completed(number, position)
-            if place.restarted or len(passes) > 1:
-                await self._patiently(self._checkpoint)  # before anything of it is written, the next owner must know
+            await self._patiently(self._checkpoint)  # before anything of it is written, the next owner must know
             await self._read(one, end)
             await self._agent.progressed(partial(self._done_or_revoked, end))
             if not ledger.active:
@@ -306,7 +308,7 @@ class ReplayLane:
             position = reached if n == len(slices) - 1 else records[-1].offset + 1
             digests = [key_digest(record.key or b"") for record in records]
             self._delivered = position
-            await self._deliver([Batch(Lane.REPLAY, ledger, records, digests, position, one.tier)])
+            await self._deliver([Batch(Lane.REPLAY, ledger, records, digests, position, one.tier, ledger.replay)])
 
     async def _wait_for_room(self) -> None:
         ledger = self._ledger
@@ -353,7 +355,7 @@ class ReplayLane:
         return await patiently(call, going=lambda: self._ledger.active, trouble=self._note_trouble)
 
     def _note_trouble(self, error: Transient | None) -> None:
-        self.status = "waiting" if error else "replaying"
+        self.trouble = error
         if error is not None:
             log.warning(
                 "%s: the replay of partition %d waits: %s", self._build.name, self._ledger.partition, error.message

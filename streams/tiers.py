@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ FIRST_BAND, BANDS = 1_000, 3
 class Pass:
     """One reading of the log. `offsets`: int64[n], sorted: the newest record of each of its documents.
 
-    `weights`: float64[n] beside them, their documents' traffic; None where nobody counted.
+    `weights`: float64[n] beside them, their documents' traffic; None where there is none.
     """
 
     tier: TierName
@@ -73,6 +73,11 @@ class Passes:
     """A replay's whole order, the rest last. Every document is in exactly one pass."""
 
     passes: tuple[Pass, ...]
+    hash: str = field(init=False)
+    """Equal for equal passes: the first 16 hex digits of SHA-256 over the offsets of all but the rest."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", _hash(self.passes))  # once: every checkpoint carries it
 
     def __len__(self) -> int:
         return len(self.passes)
@@ -88,16 +93,15 @@ class Passes:
         """Documents in the passes before `number`, and in that one below `offset`."""
         return sum(map(len, self.passes[:number])) + self.passes[number].below(offset)
 
-    @property
-    def hash(self) -> str:
-        """Equal for equal passes: the first 16 hex digits of SHA-256 over the offsets of all but the rest."""
-        if len(self.passes) == 1:
-            return ONE_TIER
-        digest = hashlib.sha256()
-        for one in self.passes[:-1]:
-            digest.update(f"{one.tier} {len(one)}\n".encode())
-            digest.update(one.offsets.astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
+
+def _hash(passes: Sequence[Pass]) -> str:
+    if len(passes) == 1:
+        return ONE_TIER
+    digest = hashlib.sha256()
+    for one in passes[:-1]:
+        digest.update(f"{one.tier} {len(one)}\n".encode())
+        digest.update(one.offsets.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def arrange(
@@ -154,10 +158,11 @@ class _Traffic:
         return [band[band != ABSENT] for band in np.split(self.ranked, cuts)]
 
     def weights(self, offsets: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        """float64[n]: of the documents at these offsets, 0 for those that nobody looked for; None without a list."""
-        if not len(self.ranked):
+        """float64[n]: of the documents at these offsets, 0 for those that nobody looked for; None for nobody at all:
+        the rest is mostly that, and large."""
+        _, here, there = np.intersect1d(offsets, self.offsets, assume_unique=True, return_indices=True)
+        if not len(here):
             return None
         found = np.zeros(len(offsets))
-        _, here, there = np.intersect1d(offsets, self.offsets, assume_unique=True, return_indices=True)
         found[here] = self.heavy[there]
         return found

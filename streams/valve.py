@@ -15,6 +15,10 @@ from connectors.errors import Transient
 LOOK_EVERY_S = 0.2
 
 
+class Unwanted(Transient):
+    """Nobody waits for it any more: its partition was revoked meanwhile. No trouble of anybody's."""
+
+
 class Valve:
     """`shut`: whether nothing may pass now; `most`: how many at once, None for no limit. Both may change meanwhile."""
 
@@ -30,10 +34,10 @@ class Valve:
 
     @contextlib.asynccontextmanager
     async def passed(self, wanted: Callable[[], bool], pressing: Callable[[], bool]) -> AsyncIterator[None]:
-        """Around one request. Raises Transient when it had to wait and is not `wanted` any more."""
+        """Around one request. Raises Unwanted when it had to wait and is not `wanted` any more."""
         while not self.open(pressing) or self._inside >= (self._most() or math.inf):
             if not wanted():
-                raise Transient("nobody waits for it any more")
+                raise Unwanted("nobody waits for it any more")
             self._left.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):

@@ -15,7 +15,7 @@ from connectors.services import kafka, ports, weaviate
 from connectors.services.state import Addresses, Process, Say, State, alive, log_file, save, stop
 
 _START_TIMEOUT_S = 120.0
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 
 
 def missing() -> list[str]:

@@ -21,7 +21,7 @@ from connectors.weaviate.capacity import SERIES, CapacitySettings, capacity, rea
 from streams.config_operation import Throttle
 from streams.throttle_checks import Gauges, ThrottleChecks
 
-IN_TIME_S = 1.5  # the time-outs below are 0.3 s
+IN_TIME_S = 20.0  # the time-outs below are 0.3 s; what hangs would hang for ever
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -441,7 +441,7 @@ def test_nothing_answers(console: Console) -> None:
     console.configure(V1, kafka="127.0.0.1:1")
     for verb in (["produce", "docs", "-"], ["search", "docs", "q"]):
         assert "no Kafka broker answered at 127.0.0.1:1" in console.refused(*verb, stdin="")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
 
 
 def test_weaviate_is_away(topic_console: Console) -> None:
@@ -453,7 +453,7 @@ def test_weaviate_is_away(topic_console: Console) -> None:
     assert c.version("v1")["stage"] == "ready"  # status needs no Weaviate
     for verb in (["search", "docs", "q"], ["verify", "docs", "v1"], ["explain", "docs", "k"], ["up"], ["worker"]):
         assert "Weaviate" in c.refused(*verb)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 120
 
 
 def test_up_asks_the_configured_services(console: Console) -> None:

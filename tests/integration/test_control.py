@@ -130,7 +130,7 @@ async def test_a_worker_ends_while_a_hook_hangs(d: Deployment) -> None:
         await d.until(lambda: says(d, "did not answer within 2 s"))
         began_s = time.monotonic()
         assert await d.end_worker(worker, signal.SIGTERM) == 0
-        assert time.monotonic() - began_s < 20
+        assert time.monotonic() - began_s < 90
 
 
 async def test_a_full_disk_holds_until_set_lets_go(d: Deployment) -> None:
@@ -175,6 +175,6 @@ async def test_set_refuses_with_the_range_and_says_when_no_worker_runs(d: Deploy
     assert alone.returncode == 1
     assert "no worker runs, so nobody carries out set docs" in alone.stderr
     assert "crossfade worker" in alone.stderr
-    assert time.monotonic() - began_s < 15  # starting Python on a busy machine included
+    assert time.monotonic() - began_s < 90  # starting Python on a busy machine included
     d.start_worker()  # finds it, and applies it once
     await d.until_state("v1", lambda build: build.controls.replay_rate == 5)

@@ -97,12 +97,14 @@ async def test_searched_documents_go_first_at_their_own_endpoint_then_the_newest
 
 
 async def test_another_order_while_it_runs_embeds_nothing_twice(d: Deployment, endpoint: TeiServer) -> None:
-    d.add_version("v1", version(endpoint, replay_rate=20))
+    d.add_version("v1", version(endpoint, replay_rate=8))
     d.start_worker()
     await d.until_stage("v1", "building")
     await d.until(lambda: d.counters("v1").replayed > 20)
+    assert (await d.run("pause", COLLECTION, "v1")).returncode == 0  # however slow this machine: not before the end
     told = await d.run("set", COLLECTION, "v1", "tiers=newest")
     assert told.returncode == 0, told.stderr
+    assert (await d.run("resume", COLLECTION, "v1")).returncode == 0
     await d.until(lambda: any(r.tiers and r.tiers[0].name == "newest" for r in d.progress.partitions(d.build("v1"))))
     assert (await d.run("set", COLLECTION, "v1", "replay_rate=none")).returncode == 0
     await settled(d, "v1")

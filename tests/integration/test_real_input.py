@@ -33,7 +33,7 @@ POOR: Mapping[str, JsonValue] = {
     "embedder": {"provider": "hashing", "word_ngrams": None, "char_ngrams": [3, 5]},
     "dimensions": 64,
 }
-BETTER: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing"}, "dimensions": 512, "replay_rate": 20}
+BETTER: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing"}, "dimensions": 512, "replay_rate": 8}
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is not beside this checkout")
 

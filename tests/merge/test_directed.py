@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
+from connectors.errors import ConfigurationError, Unreachable
 from connectors.memory.store import Effect
-from streams.build import Limits
+from streams.build import Batch, Limits
+from streams.config_operation import TierName
 from streams.documents import Put, key_digest
 from streams.embed_agent import EmbedAgent
-from streams.key_index import Expected
+from streams.key_index import Expected, KeyIndex
 from streams.mend import Mender
 from streams.ordering import Event, Lane, PartitionLedger
+from streams.tiers import Passes, arrange
 from tests.merge import virtual_time
 from tests.merge.world import NAMES, REFUSED_BY_MODEL, TOPIC, World
 from tests.pools import ENDPOINT_AT_ONCE
@@ -654,3 +658,230 @@ def test_a_doubt_renewed_while_it_is_read_back_stays() -> None:
         assert not ledger.doubts
 
     virtual_time.run(main())
+
+
+# --- tiers, pauses and the valve ------------------------------------------------------------------------------------
+
+
+def pause(world: World, what: Literal["replay", "all"] | None) -> None:
+    world.state = world.state.model_copy(update={"paused": what})
+
+
+def set_tiers(world: World, *tiers: TierName) -> None:
+    controls = world.state.controls.model_copy(update={"tiers": list(tiers)})
+    world.state = world.state.model_copy(update={"controls": controls})
+
+
+async def replaying_in_part(world: World, documents: int) -> None:
+    """Of `documents` some are stored, and a window of the others is admitted: at the model, and behind it."""
+    world.kafka._range_records = 1000
+    for n in range(documents):
+        put(world, f"k{n}", f"text {n}")
+    await world.start_build()
+    world.weather.latency_s = 0.05
+    world.start_worker("a")
+    while not await world.stored():  # noqa: ASYNC110  simulated time
+        await asyncio.sleep(0.01)
+
+
+def test_live_never_waits_for_a_replay_that_is_paused() -> None:
+    """Also where the replay's event of the key has not got as far as the valve: it waits for its turn before that."""
+    limits = Limits(batch=2, concurrency=1, window=100, read_records=8, write_deadline_s=2.0, settle_s=4.0)
+
+    async def story(world: World) -> None:
+        await replaying_in_part(world, 60)
+        pause(world, "replay")
+        await asyncio.sleep(2.0)
+        for n in range(40, 60):  # far behind those that are at the valve
+            put(world, f"k{n}", f"newer {n}")
+        await asyncio.sleep(20.0)
+        stored = await world.stored()
+        left = [n for n in range(40, 60) if stored.get(f"k{n}", [{}])[0].get("cf_text") != f"newer {n}"]
+        assert not left, "live waits for somebody to resume the replay"
+        pause(world, None)
+
+    play(story, limits=limits)
+
+
+def test_what_is_paused_whole_lets_nothing_through() -> None:
+    """Also not for the sake of a live event, which may not go either."""
+
+    async def main() -> None:
+        world = World(1, partitions=1, chunks=False, limits=LIMITS)
+        await ready(world)
+        build = world.workers["a"].builds[-1]
+        agent, ledger, digest = EmbedAgent(build), PartitionLedger(0, live_position=9, replaying=True), key_digest(b"k")
+        old, new = world.produce("k", {"text": "old"}), world.produce("k", {"text": "new"})
+        replayed = Event(Lane.REPLAY, old, digest, Put("k", ("old",), {}), ledger, check=False)
+        ledger.claim([replayed])
+        ledger.claim([Event(Lane.LIVE, new, digest, Put("k", ("new",), {}), ledger, check=True)])
+        pause(world, "replay")
+        assert agent._urgency([replayed]).pressing()
+        pause(world, "all")
+        assert not agent._urgency([replayed]).pressing()
+
+    virtual_time.run(main())
+
+
+def test_a_partition_that_leaves_while_the_replay_is_paused_is_no_trouble() -> None:
+    async def story(world: World) -> None:
+        for n in range(80):
+            world.produce(f"k{n}", {"text": f"text {n}"}, partition=n % 2)
+        world.kafka._range_records = 1000
+        await world.start_build()
+        world.weather.latency_s = 0.05
+        world.start_worker("a")
+        while not await world.stored():  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
+        pause(world, "replay")
+        await asyncio.sleep(2.0)
+        world.start_worker("b")
+        await asyncio.sleep(10.0)
+        assert {record.worker for record in world.progress.values()} == {"a", "b"}
+        shown = {record.reason for record in world.progress.values()}
+        assert shown == {"paused (replay)"}
+        pause(world, None)
+
+    play(story, partitions=2)
+
+
+def test_another_order_after_a_kill_writes_nothing_again() -> None:
+    """Only a sweep can tell what the killed owner's last writes did to documents that come much later in this order."""
+
+    async def main() -> None:
+        world = World(1, partitions=1, chunks=True, limits=LIMITS)
+        for n in range(60):
+            put(world, f"k{n}", f"text|{n}")
+        await world.start_build()
+        world.weather.latency_s = 0.05
+        world.start_worker("a")
+        while len(await world.stored()) < 45:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
+        world.kill_worker("a")
+        world.search_for([f"k{n}" for n in range(50, 60)], 0.0)
+        world.start_worker("b")
+        await world.until_settled()
+        await world.check()
+        counters = world.counters()
+        assert counters.mended == 0, "what is stored is right"
+        assert counters.stale >= 40
+
+    random.seed(1)
+    virtual_time.run(main())
+
+
+def test_a_killed_owners_late_write_is_found_in_another_order() -> None:
+    """It is of a document that the log does not hold any more when the new order would come to it."""
+
+    async def story(world: World) -> None:
+        for n in range(40):
+            put(world, f"k{n}", "old")
+        await world.start_build()
+        world.start_worker("a")
+        world.workers["a"].network.land_after_s = 10.0
+        Fates(world, "a", {1: "late"})
+        while not world.store.late:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
+        world.kill_worker("a")
+        world.search_for([f"k{n}" for n in range(8, 40)], 0.0)
+        pause(world, "replay")
+        world.start_worker("b")
+        await asyncio.sleep(8.0)
+        put(world, "k0", "new")
+        await asyncio.sleep(1.0)
+        assert (await world.stored())["k0"][0]["cf_text"] == "new"
+        await asyncio.sleep(5.0)
+        world.compact(keep_last=0)
+        pause(world, None)
+
+    play(story)
+
+
+def test_what_was_delivered_for_one_pass_does_not_move_the_next() -> None:
+    """A read that breaks at its end is made again, and says a second time how far it came."""
+
+    async def main() -> None:
+        world = World(1, partitions=1, chunks=False, limits=LIMITS)
+        await ready(world)
+        agent = EmbedAgent(world.workers["a"].builds[-1])
+        ledger = PartitionLedger(0, live_position=9, replaying=True)
+        ledger.begin_replay(0)
+        first = Batch(Lane.REPLAY, ledger, [], [], 9, watermark=ledger.replay)
+        agent.accept([first])
+        assert ledger.replay is not None
+        assert ledger.replay.position == 9
+        ledger.begin_replay(0)
+        agent.accept([first])
+        assert ledger.replay.position == 0, "the records of the next pass would be taken for redeliveries"
+
+    virtual_time.run(main())
+
+
+def order_of(world: World, error: Exception | None) -> None:
+    """The searched keys cannot be read, or can again."""
+
+    async def order(_: int, index: KeyIndex, __: Sequence[TierName] | None) -> Passes:
+        if error is not None:
+            raise error
+        return arrange(index, ())
+
+    world.workers["a"].builds[-1].order = order
+
+
+def test_a_replay_whose_order_cannot_be_read_now_says_so() -> None:
+    async def story(world: World) -> None:
+        put(world, "k", "x")
+        await world.start_build()
+        world.start_worker("a")
+        await asyncio.sleep(0)
+        order_of(world, Unreachable("simulated: the searched keys do not answer"))
+        await asyncio.sleep(10.0)
+        report = world.progress["docs/v1/0"]
+        assert (report.status, report.reason) == ("waiting", "simulated: the searched keys do not answer")
+        put(world, "l", "live goes on")
+        await asyncio.sleep(5.0)
+        assert "l" in await world.stored()
+        order_of(world, None)
+        await world.until_settled()
+        assert world.progress["docs/v1/0"].status == "ready"
+
+    play(story)
+
+
+def test_a_replay_whose_order_cannot_be_read_at_all_stops_the_build() -> None:
+    async def main() -> None:
+        world = World(1, partitions=1, chunks=False, limits=LIMITS)
+        world.to_stop = True
+        put(world, "k", "x")
+        await world.start_build()
+        world.start_worker("a")
+        await asyncio.sleep(0)
+        order_of(world, ConfigurationError("the searched keys are no list", next_step="correct priority.keys"))
+        await asyncio.sleep(10.0)
+        assert world.failure == "the searched keys are no list"
+
+    virtual_time.run(main())
+
+
+def test_a_redrive_does_not_wait_for_a_replay_that_ends_in_a_sweep() -> None:
+    async def story(world: World) -> None:
+        for n in range(40):
+            put(world, f"k{n}", REFUSED_BY_MODEL if n == 0 else "old")
+        await world.start_build()
+        world.weather.latency_s = 0.05
+        world.start_worker("a")
+        while len(await world.stored()) < 10:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
+        world.kill_worker("a")
+        world.search_for([f"k{n}" for n in range(8, 40)], 0.0)
+        pause(world, "replay")
+        world.start_worker("b")
+        await asyncio.sleep(15.0)
+        assert world.progress["docs/v1/0"].unsettled
+        world.refusing = False
+        world.ask("redrive")
+        await asyncio.sleep(5.0)
+        assert world.progress["docs/v1/0"].requests_done == 1
+        pause(world, None)
+
+    play(story)

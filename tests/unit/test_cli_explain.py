@@ -32,6 +32,7 @@ def head(offset: int = 40, partition: int = 1) -> Head:
         (head(39), NEWEST, {"deletes": True, "resolved": False}, "pending"),
         (head(39), NEWEST, {"held": True}, "held"),
         (None, NEWEST, {"held": True}, "held"),
+        (head(), NEWEST, {"held": True}, "current"),  # redriven since
         (None, None, {}, "current"),
         (head(), None, {}, "extra"),
     ],

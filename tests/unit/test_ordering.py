@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.protocols import Head, Record
+from connectors.memory.log import MemoryLog
+from connectors.protocols import Head, RangeBatch, Record
 from streams.documents import Delete, Put, key_digest
 from streams.key_index import ABSENT, Expected, KeyIndex, KeyIndexBuilder
 from streams.ordering import (
@@ -28,6 +31,7 @@ from streams.ordering import (
     Watermark,
     decide,
 )
+from streams.replay import plan_scan
 
 
 def record(offset: int, key: bytes = b"k", value: bytes | None = b"{}") -> Record:
@@ -514,3 +518,34 @@ def test_a_document_changed_while_it_migrates_is_counted_once_by_its_hash() -> N
     assert not seen.met(b"gone", "", None)
     assert seen.replayed(b"gone", "h1")
     assert not seen.replayed(b"unknown", "h1"), "after a restart nobody knows"
+
+
+def test_millions_of_keys_are_sorted_beside_the_live_lane() -> None:
+    """The scan of a large partition must not hold the loop that its live lane runs on."""
+    count = 400_000
+
+    class Log(MemoryLog):
+        async def read_range(
+            self, topic: str, partition: int, start: int, end: int, *, values: bool = True
+        ) -> AsyncIterator[RangeBatch]:
+            for at in range(0, count, 1000):
+                records = [Record(0, n, 0, b"%d" % (n % 300_000), b"") for n in range(at, at + 1000)]
+                yield RangeBatch(records, at + 1000, at + 1000 == count)
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        elsewhere: set[str] = set()
+        compact = KeyIndexBuilder.compact
+
+        def noted(self: KeyIndexBuilder) -> None:
+            elsewhere.add(threading.current_thread().name)
+            compact(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KeyIndexBuilder, "compact", noted)
+            index = await plan_scan(Log(), "docs", 0, count)
+        assert (len(index), index.records) == (300_000, count)
+        assert elsewhere
+        assert threading.main_thread().name not in elsewhere
+
+    asyncio.run(main())

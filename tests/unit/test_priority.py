@@ -34,7 +34,7 @@ def test_a_line_is_json_or_a_key_with_a_count(tmp_path: Path) -> None:
         ('{"key": "a", "at_ms": 1.5}', "at_ms is not a whole number of milliseconds"),
         ('{"key": "a", "counts": 1}', "unknown counts"),
         ('{"key": "a"', "is not JSON"),
-        ("a\tmany", "could not convert"),
+        ("a\tmany", "behind the tab is not a number"),
         ("a\tinf", "count is not a number of 0 or more"),
     ],
 )

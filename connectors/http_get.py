@@ -1,4 +1,5 @@
-"""One GET to an address an operator has configured: a check before going on, or a page of metrics. Never text, no key.
+"""One request to an address an operator has configured: a check before going on, a page of metrics, or a hook that is
+told of a change. Never document text, no key.
 
 It never follows a redirect, uses a proxy, calls an address that gives out credentials, or takes longer than it may.
 """
@@ -53,9 +54,18 @@ class HttpGet:
         Raises Unreachable, Transient (no answer in time, more than `most_bytes` of what is kept), ConfigurationError
         for an address that must not be called.
         """
+        return await self._in_time("GET", None, most_bytes, keep)
+
+    async def post(self, json: bytes) -> int:
+        """The status alone; sent once, to the first address that takes the connection. Raises as `get` does."""
+        return (await self._in_time("POST", json, 0, None)).status
+
+    async def _in_time(
+        self, method: str, json: bytes | None, most_bytes: int, keep: Callable[[str], bool] | None
+    ) -> Answer:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._ask(await self._addresses(), most_bytes, keep)
+                return await self._ask(method, json, await self._addresses(), most_bytes, keep)
         except TimeoutError:
             raise Transient(f"{self.where} did not answer within {self._timeout_s:g} s") from None
         except httpx.HTTPError as error:  # without its text, which may hold what the other side said
@@ -82,13 +92,22 @@ class HttpGet:
             raise self._refusal()
         return found
 
-    async def _ask(self, addresses: Sequence[str], most_bytes: int, keep: Callable[[str], bool] | None) -> Answer:
+    async def _ask(
+        self,
+        method: str,
+        json: bytes | None,
+        addresses: Sequence[str],
+        most_bytes: int,
+        keep: Callable[[str], bool] | None,
+    ) -> Answer:
         last: httpx.ConnectError | None = None
+        told = {"Content-Type": "application/json"} if json is not None else {}
         for address in addresses:
             request = self._client.build_request(
-                "GET",
+                method,
                 self._url.copy_with(host=address),
-                headers={"Host": self._url.netloc.decode(), "Accept-Encoding": "identity"},
+                content=json,
+                headers={"Host": self._url.netloc.decode(), "Accept-Encoding": "identity", **told},
                 extensions={"sni_hostname": self._url.host},  # the certificate is that of the name
             )
             try:

@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,17 +24,20 @@ from pydantic import ValidationError
 
 from connectors.embedders.cache import VectorCache
 from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient, Unreachable
-from streams import config, metrics
+from streams import config, metrics, tracing
 from streams.build import Batch, Build, Limits
 from streams.build_runner import AgentHost, BuildRunner, failure_command
 from streams.chunking import make_chunker
 from streams.config import Settings, envelope_of, schema_of
 from streams.config_embedders import Version
-from streams.config_operation import Cutover, Gate, Throttle
+from streams.config_operation import Cutover, Gate, Hook, Retention, Throttle
 from streams.control import send
 from streams.controller import Controller
 from streams.faust_credentials import broker_credentials
 from streams.identity import check_model, check_source, check_state_kept, check_state_topic
+from streams.migration.gate import GateResult, Swept
+from streams.migration.series import SeriesRecord
+from streams.migration.sweep import Sweep
 from streams.migration.verify import held_positions, verify
 from streams.ordering import Lease
 from streams.priority import Order
@@ -89,6 +93,24 @@ class _Hosted(NamedTuple):
     settings: tuple[config.Collection, Version]
 
 
+def _named(build: BuildState) -> dict[str, str]:
+    return {"collection": build.collection, "version": build.version, "fingerprint": build.fingerprint}
+
+
+async def _sweep(out: Outside, build: BuildState) -> Sweep:
+    with tracing.span("sweep", **_named(build)) as span:
+        swept = await verify(out, build)
+        span.note(checked=swept.checked, missing=swept.missing, stale=swept.stale, extra=swept.extra)
+        return swept
+
+
+async def _judge(questions: Questions, build: BuildState, serving: BuildState | None, swept: Swept) -> GateResult:
+    with tracing.span("gate", **_named(build)) as span:
+        judged = await questions.judge(build, serving, swept)
+        span.note(verdict=judged.verdict.value)
+        return judged
+
+
 class Worker:
     """See the module. `run` until `stop` or a signal."""
 
@@ -117,6 +139,7 @@ class Worker:
             (signal.SIGHUP, self._look_now.set),
         ):
             loop.add_signal_handler(number, action)
+        traces = tracing.Tracing.begin(self._name)
         self._capacity = capacity_reader(self._settings)
         self._out = await Outside.open(self._settings)
         closing = contextlib.ExitStack()
@@ -146,15 +169,33 @@ class Worker:
             await self._capacity.close()
             await self._out.close()
             closing.close()
+            if traces is not None:
+                await traces.end()
 
     def _serve_metrics(self, closing: contextlib.ExitStack) -> None:
-        """Where the configuration says so, until `closing`."""
-        if (wanted := self._settings.metrics) is not None:
-            shown = metrics.Worker(self._name, self._view.collections, self._view.builds, self._progress.records)
-            server = metrics.serve(shown, wanted.listen)
-            closing.callback(server.server_close)
-            closing.callback(server.shutdown)
-            log.info("metrics at http://%s/metrics", wanted.listen)
+        """Until `closing`. Raises ConfigurationError for an address that somebody has chosen and that cannot be had;
+        without the default one, which another worker of this machine may have, this one goes on and says so."""
+        wanted = self._settings.metrics
+        if wanted.listen == config.NO_METRICS:
+            return
+        view = metrics.View(
+            self._name,
+            self._view.collections,
+            self._view.builds,
+            self._progress.records,
+            lambda: {key: hosted.runner.observed for key, hosted in list(self._running.items())},
+            lambda: self._elected and self._controller.active,
+        )
+        try:
+            server = metrics.serve(metrics.Worker(view), wanted.listen)
+        except ConfigurationError as error:
+            if wanted.chosen:
+                raise
+            log.info("goes on without metrics: %s; %s", error.message, error.next_step)
+            return
+        closing.callback(server.server_close)
+        closing.callback(server.shutdown)
+        log.info("metrics at http://%s/metrics", wanted.listen)
 
     async def _supervise(self, on_ready: Callable[[], None], folder: str, state_id: str) -> None:
         writer = self._out.transactional_producer()
@@ -164,12 +205,13 @@ class Worker:
             kafka=self._out.kafka,
             store=self._out.store,
             make_embedders=make_embedders,
-            sweep=lambda build: verify(self._out, build),
+            sweep=partial(_sweep, self._out),
             wall_ms=wall_ms,
-            judge=questions.judge,
+            judge=partial(_judge, questions),
             ask=questions.ask,
             queries=questions.queries,
             file_exists=file_exists,
+            hooks=self._hooks_of,
         )
         self._controller = Controller(self._out.names, outside, writer, self._progress)
         self._app = self._faust_app(folder)
@@ -306,7 +348,7 @@ class Worker:
         await view.close()
         return view
 
-    async def _publish(self, key: str, record: ProgressRecord) -> None:
+    async def _publish(self, key: str, record: ProgressRecord | SeriesRecord) -> None:
         await self._out.sink.send(self._out.names.progress, key.encode(), record.to_bytes())
 
     # hosting builds
@@ -338,8 +380,25 @@ class Worker:
         """All of the configuration that a hosted build was made from; neither another version beside it, nor what is
         looked up anew each time."""
         collection = self._settings.collection(build.collection)
-        rest = {"versions": {}, "throttle": Throttle(), "gate": Gate(), "cutover": Cutover(), "watch": None}
+        rest = {
+            "versions": {},
+            "throttle": Throttle(),
+            "gate": Gate(),
+            "cutover": Cutover(),
+            "watch": None,
+            "retention": Retention(),
+            "hooks": [],
+        }
         return collection.model_copy(update=rest), collection.version(build.version)
+
+    def _hooks_of(self, collection: str) -> Sequence[Hook]:
+        """As the file says now; while it cannot be read, as it last said: they may be there to stop a step."""
+        try:
+            settings = config.load(self._path)
+        except ConfigurationError:
+            settings = self._settings
+        known = settings.collections.get(collection)
+        return known.hooks if known is not None else ()
 
     def _can_host(self, build: BuildState) -> bool:
         """This worker's configuration must know the version, as the same model of the same topic."""

@@ -12,10 +12,12 @@ import itertools
 import logging
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Protocol
 
 from connectors.errors import CrossfadeError, Fenced, IdentityChanged, NotFound, Terminal, Transient, WrongModel
 from connectors.protocols import Log, RecordSink, VectorStore
+from streams import tracing
 from streams.build import Batch, Build
 from streams.config_operation import Throttle
 from streams.embed_agent import EmbedAgent
@@ -23,12 +25,14 @@ from streams.identity import check_position, check_properties, check_space, chec
 from streams.live import LiveLane
 from streams.mend import Mender
 from streams.migration.sweep import DeadLetterKey
+from streams.observed import Observed, held_by, speed_of
 from streams.ordering import PartitionLedger
 from streams.progress import Counters, ProgressRecord, Rate, Status, eta_s
 from streams.replay import ReplayLane
 from streams.retry import pause_s
 from streams.spending import Spending, shares, total
 from streams.state import BuildState, Command, TopicNames
+from streams.subject import Subject, about, about_partition
 from streams.throttle_checks import CapacityLook, Gauges, ThrottleChecks, unknown_capacity
 from streams.throttles import in_force
 from streams.timed_space import Latencies, TimedSpace
@@ -59,7 +63,7 @@ class BuildRunner:
     """See the module. `run` until cancelled.
 
     `make_build` gives fresh shared parts for each start; `state` the build's state as the view holds it now, and
-    `throttle` the configured bounds; `capacity` looks at how full the store is.
+    `throttle` the configured bounds; `capacity` looks at how full the store is. `observed`: for its metrics.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class BuildRunner:
         self._throttle = throttle
         self._capacity = capacity
         self.stopping = False
+        self.observed = Observed()
         self._last_progress = last_progress
         self._held = held
         self._make_build = make_build
@@ -97,6 +102,11 @@ class BuildRunner:
         task.cancel()
 
     async def run(self) -> None:
+        state = self._state()
+        with about(Subject(state.collection, state.version, state.fingerprint, state.epoch)):
+            await self._again_and_again()
+
+    async def _again_and_again(self) -> None:
         attempt = 0
         while True:
             build = self._make_build(self._state())
@@ -198,7 +208,7 @@ class _Run:
         self._tasks: dict[PartitionLedger, list[asyncio.Task[None]]] = {}
         build.spending = Spending(build.name, self._may_spend, self._spent)
         self._lag: dict[int, int] = {}
-        latencies = Latencies()
+        latencies = Latencies(observe=runner.observed.calls.observe)
         self._throttle = ThrottleChecks(
             build.name,
             lambda: in_force(runner._throttle(), self._state().controls),
@@ -229,7 +239,7 @@ class _Run:
         await self._check_space(state)
         await self._check_model()
         self.at_the_door = False
-        self._agent = EmbedAgent(self._build)
+        self._agent = EmbedAgent(self._build, runner.observed.dead_letters)
         self._mender = Mender(self._build, runner._kafka, self._agent)
         self._host = runner._make_host(f"{state.collection}.{state.version}.{state.epoch}")
         reader = runner._kafka.group_reader(
@@ -246,6 +256,7 @@ class _Run:
                     self._report(),
                     self._check_identity(),
                     self._throttle.run(),
+                    self._observe(),
                 ):
                     self._group.create_task(part)
         except BaseExceptionGroup as group:
@@ -298,6 +309,16 @@ class _Run:
     async def _agent_failed(self) -> None:
         await self._agent.failed
 
+    async def _observe(self) -> None:
+        """Endpoints and throttle for the metrics, which another thread reads."""
+        observed = self._runner.observed
+        while True:
+            observed.endpoints = self._build.encoder.pool.status()
+            verdict, readings = self._throttle.verdict, self._throttle.readings
+            observed.held_by = held_by(verdict, self._throttle.settings(), readings, datetime.now(UTC))
+            observed.speed = speed_of(verdict)
+            await asyncio.sleep(REPORT_EVERY_S)
+
     # what comes and goes with partitions: see streams.live.Partitions
 
     def known(self, partition: int) -> bool:
@@ -345,7 +366,8 @@ class _Run:
 
     async def _while_owned(self, ledger: PartitionLedger, work: Awaitable[None]) -> None:
         try:
-            await work
+            with about_partition(ledger.partition):
+                await work
         except Transient:
             if ledger.active:
                 raise
@@ -353,7 +375,7 @@ class _Run:
     async def _serve_requests(self, ledger: PartitionLedger) -> None:
         """What operators ask of this partition's owner, one after the other; first its own sweep, when it needs one."""
         while True:
-            if ledger.sweep_due:
+            if ledger.sweep_due and ledger.seen is None:  # a redrive need not wait for the replay
                 await self._sweep(ledger)
             state = self._state()
             for request in [r for r in state.requests if r.id > self._requests_done.get(ledger.partition, 0)]:
@@ -366,7 +388,9 @@ class _Run:
             await asyncio.sleep(REQUESTS_LOOK_EVERY_S)
 
     async def _sweep(self, ledger: PartitionLedger) -> None:
-        found = await self._mender.sweep(ledger)
+        with tracing.span("sweep") as span:
+            found = await self._mender.sweep(ledger)
+            span.note(to_mend=found)
         log.warning("%s: swept partition %d, %d to mend", self._build.name, ledger.partition, found)
         await self._agent.progressed(lambda: not ledger.active or not ledger.doubts)
 
@@ -477,6 +501,8 @@ class _Run:
             return "waiting", self._agent.trouble.message
         if state.paused is not None and (state.paused == "all" or (replay is not None and replay.status != "done")):
             return "paused", f"paused ({state.paused})"
+        if replay is not None and replay.trouble is not None:
+            return "waiting", replay.trouble.message
         if replay is not None and replay.status == "planning":
             return "building", "plan scan"
         if replay is not None and replay.status != "done" and self._throttle.held is not None:

@@ -31,7 +31,7 @@ from streams.migration import candidates
 from streams.migration.candidates import Drawn, SampleDocument, Stored
 from streams.migration.evaluate import Reply, SpaceQuality, compare
 from streams.migration.golden import GoldenSet, load_golden
-from streams.migration.plan import FLOAT_BYTES, INDEX_BYTES, replayers
+from streams.migration.plan import FLOAT_BYTES, INDEX_BYTES, REPLAY, replayers
 from streams.replay import plan_scan
 from streams.retry import a_while
 from streams.tokens import TokenEstimate
@@ -43,6 +43,7 @@ TEXTS_AT_ONCE = 1024
 PATIENCE_S = 60.0
 COUNT_DIFFERS = 0.1
 SAY_EVERY_S = 5.0
+QUERY = frozenset({"query"})
 
 Say = Callable[[str], None]
 
@@ -310,19 +311,22 @@ def cut_texts(collection: Collection, version: Version, setting: Setting) -> Cut
     return Cut(texts, owner, tokens, True, sum(tokenizer.count(asked)))
 
 
-def _price(version: Version, prices: Mapping[str, float]) -> float | None:
+def _price(version: Version, prices: Mapping[str, float], lanes: frozenset[str] = REPLAY) -> float | None:
     """USD for a million tokens at the dearest endpoint that may answer; None where one has no price."""
     if not version.endpoints:
         return 0.0
-    found = [one.price for one in replayers(version, prices)]
+    found = [one.price for one in replayers(version, prices, lanes)]
     known = [price for price in found if price is not None]
     return max(known, default=0.0) if len(known) == len(found) else None
 
 
 def forecast(name: str, version: Version, cut: Cut, settings: Settings) -> Forecast:
-    tokens = sum(cut.tokens) + cut.query_tokens
-    price = _price(version, settings.prices)
-    return Forecast(name, tokens, cut.exact, None if price is None else tokens * price / 1e6)
+    """Queries may be another endpoint's, and dearer than the documents."""
+    parts = (sum(cut.tokens), REPLAY), (cut.query_tokens, QUERY)
+    costs = [(tokens, _price(version, settings.prices, lanes)) for tokens, lanes in parts]
+    known = [tokens * price / 1e6 for tokens, price in costs if price is not None]
+    usd = sum(known) if len(known) == len(costs) else None
+    return Forecast(name, sum(tokens for tokens, _ in costs), cut.exact, usd)
 
 
 # each version

@@ -26,7 +26,7 @@ from connectors.errors import ConfigurationError, NotFound
 from connectors.protocols import JSON
 from streams.config_embedders import HashingEmbedder, TeiEmbedder, Version
 from streams.config_file import Source, read_yaml
-from streams.config_operation import Cutover, Gate, Priority, Throttle, Watch
+from streams.config_operation import Cutover, Gate, Hook, Priority, Retention, Throttle, Watch
 from streams.config_types import (
     ClientValue,
     FilePath,
@@ -34,6 +34,7 @@ from streams.config_types import (
     HostPorts,
     HttpOrigin,
     HttpUrl,
+    Listen,
     PropertyType,
     Seconds,
     Secret,
@@ -49,6 +50,7 @@ from streams.versions import Envelope
 DEFAULT_PATH = Path("config/crossfade.yaml")
 PATH_VARIABLE = "CROSSFADE_CONFIG"
 MAX_NAME = 48
+NO_METRICS = "none"
 
 _COLLECTION = re.compile(r"[a-z0-9_][a-z0-9_-]*")
 _VERSION = re.compile(r"[a-z0-9_]+")
@@ -166,6 +168,8 @@ class Collection(Strict):
     gate: Gate = Field(default_factory=Gate)
     cutover: Cutover = Field(default_factory=Cutover)
     watch: Watch | None = None
+    retention: Retention = Field(default_factory=Retention)
+    hooks: list[Hook] = Field(default_factory=list)
     versions: dict[str, Version] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -238,9 +242,14 @@ class VectorCache(Strict):
 
 
 class Metrics(Strict):
-    """Where a worker serves Prometheus metrics: host:port of this machine."""
+    """Where a worker serves Prometheus metrics: host:port of this machine, or `none`."""
 
-    listen: HostPort
+    listen: Listen = "127.0.0.1:9464"
+
+    @property
+    def chosen(self) -> bool:
+        """Somebody has written the address down."""
+        return "listen" in self.model_fields_set
 
 
 class Settings(Strict):
@@ -250,7 +259,7 @@ class Settings(Strict):
     weaviate: Weaviate = Field(default_factory=Weaviate)
     prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     vector_cache: VectorCache | None = None
-    metrics: Metrics | None = None
+    metrics: Metrics = Field(default_factory=Metrics)
     collections: dict[str, Collection] = Field(default_factory=dict)
     _path: Path | None = PrivateAttr(default=None)
 

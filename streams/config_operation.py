@@ -7,14 +7,18 @@ the system's time zones) or open a connection.
 from __future__ import annotations
 
 import re
+from pathlib import Path, PurePath
 from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from streams.config_types import Count, FilePath, HttpUrl, Part, Rate, Seconds, Strict, TopicName, Whole, wrong
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Event = Literal["building", "ready", "serving", "previous", "retired", "aborted", "failed", "paused"]
+CONDITIONS: tuple[Event, ...] = ("failed", "paused")
+"""Beside a stage: nothing can be done before them."""
 TierName = Literal["listed", "newest", "rest"]
 TIERS: tuple[TierName, ...] = get_args(TierName)
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)")
@@ -76,14 +80,15 @@ class Throttle(Strict):
     """What slows or holds a replay; live writes never (streams.throttles). All are looked at, all that hold are named.
 
     `max_live_lag`: events of the live lane. `max_weaviate_latency_ms`: 95th percentile of this build's own calls.
-    `max_disk`, `max_memory`: shares of what Weaviate has. `max_endpoint_errors`: share of the requests. `file`: holds
-    while it exists. `http`: goes on while a GET of it is answered 2xx. `hours`: when it may go, as 22:00-06:00 in
+    `max_disk`, `max_memory`: shares of what Weaviate has; the first has a default, which holds where the disk is known,
+    below the 90% at which Weaviate turns read-only. `max_endpoint_errors`: share of the requests. `file`: holds while
+    it exists. `http`: goes on while a GET of it is answered 2xx. `hours`: when it may go, as 22:00-06:00 in
     `timezone`; none: always.
     """
 
     max_live_lag: Count | None = None
     max_weaviate_latency_ms: Rate | None = None
-    max_disk: Part | None = None
+    max_disk: Part | None = 0.85
     max_memory: Part | None = None
     max_endpoint_errors: Part | None = None
     file: FilePath | None = None
@@ -115,11 +120,63 @@ class Gate(Strict):
 
 class Cutover(Strict):
     """What a cutover waits for beside the gate: that `postpone_file` does not exist on the controller's machine, that
-    somebody approves it. `max_rollback_lag`: events that the previous version may be behind the log."""
+    somebody approves it. `max_rollback_lag`: events that the previous version may be behind the log. `warm_up_s`: for
+    so long at most, queries are replayed against the new space before the swap, until their latency is stable."""
 
     postpone_file: FilePath | None = None
     approval: bool = False
     max_rollback_lag: Annotated[Whole, Field(ge=0)] = 1000
+    warm_up_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
+
+
+class Retention(Strict):
+    """How many `days` after a cutover the previous version is kept for a rollback, until `status` reminds of it.
+
+    `automatic`: it is then retired without being asked about, and its space dropped (streams.migration.retention).
+    """
+
+    days: Annotated[float, Field(ge=0, le=3650, allow_inf_nan=False)] = 7.0
+    automatic: bool = False
+
+
+class Hook(Strict):
+    """What is called at a change of stage: `command` (no shell; a program with a path begins at the configuration
+    file), or `http`, which gets a POST. `before` it can stop the change, `after` it is told. See docs/hooks.md.
+
+    Addresses and arguments may hold secrets, and are never shown: `name` is.
+    """
+
+    on: Annotated[list[Event], Field(min_length=1)]
+    when: Literal["before", "after"] = "after"
+    command: Annotated[list[str], Field(min_length=1)] | None = Field(default=None, repr=False)
+    http: HttpUrl | None = Field(default=None, repr=False)
+    timeout_s: Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)] = 10.0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-][A-Za-z0-9_. -]{0,47}$")] = ""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.name or (PurePath(self.command[0]).name[:48] if self.command else "http")
+
+    @field_validator("command")
+    @classmethod
+    def _program(cls, command: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        if command is None or not command[0].strip():
+            if command is not None:
+                raise wrong("names no program", "a list: the program and its arguments")
+            return None
+        folder = (info.context or {}).get("folder")
+        if "/" not in command[0] or folder is None:
+            return command
+        return [str((Path(folder) / Path(command[0]).expanduser()).absolute()), *command[1:]]
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Hook:
+        if (self.command is None) == (self.http is None):
+            raise wrong("has not one thing to call", "one of command and http")
+        if self.when == "before" and (late := [event for event in self.on if event in CONDITIONS]):
+            raise wrong(f"cannot come before {late[0]}", "when: after", "when")
+        return self
 
 
 class Watch(Strict):

@@ -74,6 +74,10 @@ def _host_port(address: str) -> str:
     return _host_ports(address)
 
 
+def _listen(address: str) -> str:
+    return address if address == "none" else _host_port(address)
+
+
 def _http_origin(url: str) -> str:
     if urlsplit(checked := _http_url(url)).path:
         raise wrong("has a path", "http://host:port or https://host:port")
@@ -110,6 +114,8 @@ ClientValue = Annotated[str, BeforeValidator(_scalar_text)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 HttpOrigin = Annotated[str, AfterValidator(_http_origin)]
 HostPort = Annotated[str, AfterValidator(_host_port)]
+Listen = Annotated[str, AfterValidator(_listen)]
+"""host:port, or `none`."""
 Secret = Annotated[SecretStr, AfterValidator(_secret)]
 HostPorts = Annotated[str, AfterValidator(_host_ports)]
 PropertyType = Literal["text", "keyword", "int", "number", "bool", "date"]

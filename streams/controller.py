@@ -12,17 +12,23 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
-from connectors.errors import CrossfadeError, Fenced, Refused, Transient, UnknownOutcome
+from connectors.errors import CrossfadeError, Fenced, Transient, UnknownOutcome
 from connectors.protocols import AtomicWriter
+from streams import tracing
+from streams.hooks import HooksFirst
+from streams.migration.series import Chronicle, SeriesRecord, series_key
 from streams.progress import ProgressRecord, Whole
 from streams.state import CollectionState, Command, CommandOutcome, JournalEntry, TopicNames
-from streams.state_store import StateStore
+from streams.state_store import StateStore, described
+from streams.subject import Subject, about
 from streams.verbs import VERBS
-from streams.verbs.attending import WATCH, Amendment, Attendant
+from streams.verbs.attending import WATCH, Amendment, Attendant, held_back, let_go
 from streams.verbs.desk import Desk, NotYet, Outside, Shown
-from streams.verbs.examining import Examined, examine, may_begin, needs_examination
+from streams.verbs.ending import RETENTION, not_retired
+from streams.verbs.examining import examine, may_begin, needs_examination
 from streams.verbs.swapping import cutover
-from streams.verbs.waiting import GOES_ON, given_up
+from streams.verbs.telling import TRY_AGAIN_S, ask_before
+from streams.verbs.waiting import GOES_ON, given_up, withdraw_examined
 from streams.views import ProgressView, StateView
 
 log = logging.getLogger(__name__)
@@ -30,7 +36,9 @@ log = logging.getLogger(__name__)
 ALIAS_LOOK_EVERY_S = 15.0
 PROGRESS_EVERY_S = 1.0
 ATTEND_EVERY_S = 1.0
-SENT_AGAIN = frozenset({"configuration", GOES_ON, WATCH})
+CONTROLLER = "controller"
+"""Its name in the journal, for what it does on its own."""
+SENT_AGAIN = frozenset({"configuration", GOES_ON, WATCH, RETENTION})
 """Origins of commands that no person waits for: whoever sent them sends them again."""
 
 
@@ -39,7 +47,7 @@ class Controller:
 
     def __init__(self, names: TopicNames, outside: Outside, writer: AtomicWriter, progress: ProgressView) -> None:
         self._out = outside
-        self._state = StateStore(names, writer, outside.wall_ms)
+        self._state = StateStore(names, writer, outside.wall_ms, outside.hooks)
         self._progress = progress
         self._desk = Desk(names, outside, self._state, progress)
         self._locks: dict[str, asyncio.Lock] = {}
@@ -86,18 +94,53 @@ class Controller:
             return  # it was sent again
         self._under_way.add(command.id)
         try:
-            if command.verb == "cutover":
-                await self._cut_over(command)
-            else:
-                async with self._turn(command.collection):
-                    if await self._is_next(command):
-                        await self._attempt(command)
+            with about(self._subject(command)), tracing.span(command.verb, command=command.id):
+                if command.verb == "cutover":
+                    await self._cut_over(command)
+                else:
+                    await self._take_turn(command)
         finally:
             self._under_way.discard(command.id)
+
+    def _subject(self, command: Command) -> Subject:
+        """What a command is about, as the state knows it before it is applied."""
+        build = self._state.builds.get(f"{command.collection}/{command.version}")
+        if build is None:
+            fingerprint = command.args.get("fingerprint")
+            return Subject(command.collection, command.version, fingerprint if isinstance(fingerprint, str) else None)
+        return Subject(build.collection, build.version, build.fingerprint, build.epoch)
 
     def _turn(self, collection: str) -> asyncio.Lock:
         """Commands of one collection change its state one after the other."""
         return self._locks.setdefault(collection, asyncio.Lock())
+
+    async def _take_turn(self, command: Command, step: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Attempt it when its turn comes. Hooks that want to be asked first are asked between two turns: a `pause`
+        must not wait for them."""
+        try:
+            while True:
+                try:
+                    async with self._turn(command.collection):
+                        if await self._is_next(command):
+                            await self._attempt(command, step)
+                    if command.verb == "replayed":
+                        await self._amend(command.collection, let_go(command))
+                    return
+                except HooksFirst as first:
+                    changes = first.changes
+                try:
+                    await ask_before(self._desk, command, changes)
+                except CrossfadeError as error:
+                    async with self._turn(command.collection):
+                        if await self._is_next(command):
+                            await self._refuse(command, error)
+                    if isinstance(error, NotYet):
+                        await self._amend(command.collection, held_back(command, error, self._out.wall_ms()))
+                        await asyncio.sleep(TRY_AGAIN_S)  # it is sent again each second; that is no pace for a hook
+                    return
+                self._state.cleared[command.id] = changes
+        finally:
+            self._state.cleared.pop(command.id, None)
 
     async def _cut_over(self, command: Command) -> None:
         """Look whether it may begin, examine outside the collection's turn, and then look again and swap."""
@@ -111,9 +154,7 @@ class Controller:
                     if await self._is_next(command):
                         await self._refuse(command, error)
                 return
-            async with self._turn(command.collection):
-                if await self._is_next(command):
-                    await self._attempt(command, examined)
+            await self._take_turn(command, lambda: cutover(self._desk, command, examined))
         finally:
             if self._examined.get(command.collection, (None,))[0] is command:
                 del self._examined[command.collection]
@@ -124,7 +165,7 @@ class Controller:
             if not await self._is_next(command):
                 return False
             if not needs_examination(self._desk, command):
-                await self._attempt(command)
+                await self._attempt(command, self._withdrawn(command))
                 return False
             try:
                 may_begin(self._desk, command)
@@ -136,17 +177,32 @@ class Controller:
                 return False
             return True
 
+    def _withdrawn(self, command: Command) -> Callable[[], Awaitable[None]] | None:
+        """The step that withdraws a cutover while it is examined; None when this is no such command."""
+        first, _ = self._examined.get(command.collection, (None, 0))
+        state = self._state.collections.get(command.collection)
+        waits = state is not None and state.pending is not None  # then it is the waiting that is withdrawn
+        if first is None or first.version != command.version or not command.args.get("cancel") or waits:
+            return None
+
+        async def step() -> None:
+            await withdraw_examined(self._desk, command, first)
+            self._examined.pop(command.collection, None)
+
+        return step
+
     def _check_alone(self, command: Command) -> None:
-        """Raises Refused while another cutover of the collection is examined: one of the two would be a surprise."""
+        """Raises NotYet while another cutover of the collection is examined: one of the two would be a surprise."""
         if (other := self._examined.get(command.collection)) is None:
             return
         first, since_ms = other
         now = self._state.collection(command)
         at = datetime.fromtimestamp(since_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        raise Refused(
+        raise NotYet(
             f"somebody was first: {first.who or 'somebody'} asked at {at} to cut {command.collection} over to "
             f"{first.version}, which is being examined; {now.serving or 'nothing'} serves",
-            next_step=f"crossfade history {command.collection} --limit 5 says what came of it",
+            next_step=f"crossfade history {command.collection} --limit 5 says what came of it; or withdraw it: "
+            f"crossfade cutover {command.collection} {first.version} --cancel",
         )
 
     async def _is_next(self, command: Command) -> bool:
@@ -154,6 +210,8 @@ class Controller:
         if not await self._knows_the_state():
             return False
         begun = self._state.begun(command.collection)
+        if begun is None and command.args.get("origin") == RETENTION and command.collection in self._examined:
+            return False  # nothing is dropped by itself while somebody is about to swap
         if begun is not None and begun.id != command.id:  # one step at a time: that one first
             await self._attempt(begun)
             if self._state.begun(command.collection) is not None:
@@ -173,14 +231,12 @@ class Controller:
             return False
         return self.active
 
-    async def _attempt(self, command: Command, examined: Examined | None = None) -> None:
+    async def _attempt(self, command: Command, step: Callable[[], Awaitable[None]] | None = None) -> None:
+        """`step`: instead of the whole verb, from its beginning."""
         if not self.active:
             return
         try:
-            if examined is not None:
-                await cutover(self._desk, command, examined)
-            else:
-                await VERBS[command.verb](self._desk, command)
+            await (step() if step is not None else VERBS[command.verb](self._desk, command))
         except Fenced:
             log.warning("another controller has taken over")
             self.stand_down(fenced=True)
@@ -203,7 +259,7 @@ class Controller:
             collection = CollectionState(collection=command.collection, alias="", topic="")
         now_ms = self._out.wall_ms()
         if not passes:
-            collection = given_up(collection, command, error, now_ms)
+            collection = not_retired(given_up(collection, command, error, now_ms), command, error, now_ms)
         data = error.data if isinstance(error, Shown) else {}
         outcome = CommandOutcome(id=command.id, ok=False, message=error.message, next_step=error.next_step, data=data)
         event = f"{command.verb} refused"
@@ -214,7 +270,7 @@ class Controller:
             )
         except Fenced:
             self.stand_down(fenced=True)
-        except Transient as trouble:
+        except CrossfadeError as trouble:
             log.error("the refusal of %s %s was not recorded: %s", command.verb, command.collection, trouble)
 
     async def watch(self) -> None:
@@ -241,14 +297,18 @@ class Controller:
             current = self._state.collections[collection.collection]
             if not self.active or current.serving is None or current.intent is not None:
                 return
-            space = self._state.builds[f"{current.collection}/{current.serving}"].space
+            build = self._state.builds[f"{current.collection}/{current.serving}"]
+            space = build.space
             if await self._out.store.alias_target(current.alias) != space:
                 log.error("the alias %s was moved behind our back; it goes back to %s", current.alias, space)
                 entry = JournalEntry(
                     at_ms=self._out.wall_ms(),
                     collection=current.collection,
                     version=current.serving,
+                    epoch=build.epoch,
                     event="alias put back",
+                    who=CONTROLLER,
+                    data={build.key: described(build)},
                     why=f"{current.alias} did not point to {space}",
                 )
                 # the journal first: it fails if this controller was fenced, and then the alias is not ours to move
@@ -256,7 +316,7 @@ class Controller:
                 await self._out.store.point_alias(current.alias, space)
 
     async def attend(self) -> None:
-        """While active: go on with cutovers that waited, and watch over those that were made."""
+        """While active: go on with cutovers that waited, watch over those that were made, retire what was kept."""
         attendant = Attendant(self._desk, self.handle, self._amend, self._examined.__contains__)
         try:
             while True:
@@ -275,18 +335,27 @@ class Controller:
                 return
             try:
                 await self._state.commit(
-                    amended.state, [], amended.command, amended.event, amended.message, data=amended.data
+                    amended.state,
+                    [],
+                    amended.command,
+                    amended.event,
+                    amended.message,
+                    data=amended.data,
+                    told=amended.told,
                 )
             except Fenced:
                 self.stand_down(fenced=True)
             except CrossfadeError as error:
                 log.error("%s of %s was not recorded: %s", amended.event, collection, error)
 
-    async def summarise(self, send: Callable[[str, ProgressRecord], Awaitable[None]]) -> None:
-        """While active: publish each build's progress as a whole, from its partitions'."""
+    async def summarise(self, send: Callable[[str, ProgressRecord | SeriesRecord], Awaitable[None]]) -> None:
+        """While active: publish each build's progress as a whole, from its partitions', and its course over time."""
         followed: dict[tuple[str, int], Whole] = defaultdict(Whole)
+        chronicles: dict[tuple[str, int], Chronicle] = {}
         while True:
             await asyncio.sleep(PROGRESS_EVERY_S)
+            if not self.active:
+                chronicles.clear()  # another controller goes on with them
             for build in [b for b in self._state.builds.values() if self.active and b.active]:
                 records, now_ms = self._progress.partitions(build), self._out.wall_ms()
                 whole = followed[build.key, build.epoch].combine(
@@ -294,7 +363,15 @@ class Controller:
                 )
                 if whole is None:
                     continue
+                course = chronicles.get((build.key, build.epoch))
+                if course is None:
+                    course = Chronicle(build.epoch, now_ms, self._progress.series(build))
+                    chronicles[build.key, build.epoch] = course
+                due = course.look(whole, records, now_ms)
                 try:
                     await send(build.key, whole)
+                    if due:
+                        await send(series_key(build.key, build.epoch), course.record)
+                        course.published(now_ms)
                 except Transient as error:
                     log.info("progress of %s was not published: %s", build.key, error.message)

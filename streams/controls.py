@@ -182,6 +182,8 @@ def standing(
             source = "set"
         else:
             value, source = said, "default" if said is None or said == ["rest"] else "configuration"
+            if name in Throttle.model_fields and name not in throttle.model_fields_set:
+                source = "default"
         found.append(Setting(control, value, source))
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from uuid import UUID
 
 from connectors.errors import IdentityChanged, Transient
 from connectors.protocols import Head, Record, Vectors
-from streams import documents
+from streams import documents, tracing
 from streams.build import Batch, Build
 from streams.documents import Delete, Put, Rejected
 from streams.encoding import Urgency
@@ -47,11 +48,12 @@ class EmbedAgent:
     """See the module. One for each build in each worker process.
 
     `ledgers`: of the partitions this process owns; the live lane fills it. `failed` resolves with the exception that
-    ended it: the lanes then start again from their committed positions.
+    ended it: the lanes then start again from their committed positions. `causes`: of the dead letters it has sent.
     """
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, causes: Counter[str] | None = None) -> None:
         self.build = build
+        self._causes = Counter() if causes is None else causes
         self.ledgers: dict[int, PartitionLedger] = {}
         self.trouble: Transient | None = None
         self._troubles_told: set[type[Transient]] = set()
@@ -203,7 +205,8 @@ class EmbedAgent:
             if not events:
                 return
             try:
-                outcomes = await self._apply(lane, events)
+                with tracing.span("group", lane=lane.value, events=len(events)):
+                    outcomes = await self._apply(lane, events)
             except Transient:
                 if any(e.ledger.active for e in events):
                     raise
@@ -281,14 +284,18 @@ class EmbedAgent:
         kept, lacking = await self._with_kept_vectors(to_keep, events)
         if kept or to_delete:
             async with self._slots[lane]:
-                outcomes.extend(await self._store(kept, {write.event for write in kept}))
-                await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
+                if kept:
+                    outcomes.extend(await self._store(kept, {write.event for write in kept}))
+                if to_delete:
+                    with tracing.span("delete", documents=len(to_delete)):
+                        await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
             outcomes.extend((event, Outcome.DELETED) for event in to_delete)
         outcomes.extend(await self._embed_and_store(lane, [*to_embed, *lacking], events))
         return [(event, outcome) for event, outcome in outcomes if event.ledger.active]
 
     async def _store(self, writes: Sequence[DocumentWrite], kept: set[Event]) -> list[tuple[Event, Outcome]]:
-        refused = await self.writer.write(writes)
+        with tracing.span("write", documents=len(writes)):
+            refused = await self.writer.write(writes)
         for event, error in refused.items():
             await self._dead_letter(event.record, "store_refused", error.message, event.ledger)
         outcomes = {e: Outcome.DEAD_LETTER if e in refused else Outcome.WRITTEN for e in (w.event for w in writes)}
@@ -358,7 +365,9 @@ class EmbedAgent:
                 stores.append(asyncio.ensure_future(self._store_in_turn(lane, writes)))
 
         try:
-            encoded = await self.build.encoder.encode_each(parts.texts, self._urgency(group), ready)
+            with tracing.span("embed", lane=lane.value, documents=len(to_embed), texts=len(parts.texts)) as span:
+                encoded = await self.build.encoder.encode_each(parts.texts, self._urgency(group), ready)
+                span.note(rejected=len(encoded.rejected), truncated=encoded.truncated, cached=encoded.cached)
         except BaseException as cause:
             if isinstance(cause, asyncio.CancelledError):
                 for store in stores:
@@ -467,6 +476,7 @@ class EmbedAgent:
             record.partition,
             record.offset,
             cause,
+            extra={"partition": record.partition},
         )
 
         async def send() -> None:
@@ -478,6 +488,8 @@ class EmbedAgent:
         except Transient:
             if ledger.active:
                 raise
+        else:
+            self._causes[cause] += ledger.active
 
     async def _patiently(self, call: Callable[[], Awaitable[T]], events: Sequence[Event]) -> T:
         return await self._patiently_for(call, lambda: any(event.ledger.active for event in events))

@@ -17,6 +17,7 @@ import orjson
 
 from connectors.errors import Transient
 from connectors.protocols import Commit, Log, RangeBatch, Record
+from streams import tracing
 from streams.build import Batch, Build
 from streams.config_operation import TierName
 from streams.documents import key_digest
@@ -174,7 +175,9 @@ class ReplayLane:
         partition, barrier = ledger.partition, state.barrier[ledger.partition]
         live_position = ledger.live.position
         commit = await self._patiently(self._committed)
-        index = await self._patiently(lambda: plan_scan(self._kafka, state.topic, partition, barrier))
+        with tracing.span("plan scan") as span:
+            index = await self._patiently(lambda: plan_scan(self._kafka, state.topic, partition, barrier))
+            span.note(documents=index.documents, superseded=index.superseded, deletes=index.deletes)
         counters = self._build.counters[partition]
         counters.total, counters.superseded, counters.deletes = index.documents, index.superseded, index.deletes
         replayed = counters.replayed > 0

@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from connectors.errors import NotFound
-from streams.config_operation import TierName
+from streams.config_operation import Event, TierName
 from streams.versions import ACTIVE, Envelope, Stage
 
 Verb = Literal[
@@ -32,6 +32,8 @@ Verb = Literal[
     "failed",
 ]
 APPLIED_KEPT = 500
+FIGURES_KEPT = 20  # outcomes with all they found: their senders read them within minutes
+MOST_TEXT, OLD_TEXT = 8_000, 300  # characters of an outcome's message: 500 of them must fit one Kafka record
 
 
 class TopicNames:
@@ -81,6 +83,13 @@ class CommandOutcome(_Record):
     message: str
     next_step: str = ""
     data: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def cut(self, characters: int, data: dict[str, JsonValue]) -> CommandOutcome:
+        """With this `data`, its texts no longer than that."""
+        if self.data == data and max(len(self.message), len(self.next_step)) <= characters:
+            return self
+        texts = {"message": self.message[:characters], "next_step": self.next_step[:characters]}
+        return self.model_copy(update={**texts, "data": data})
 
 
 class Intent(_Record):
@@ -187,17 +196,42 @@ class Watching(_Record):
 
 
 class Notice(_Record):
-    """Something that happened while nobody waited for an answer, until the next change of what serves."""
+    """Something that happened while nobody waited for an answer, until the next change of what serves, or until it is
+    over. `about`: the id of a command that is tried again."""
 
     at_ms: int
     text: str
     next_step: str = ""
+    about: str = ""
+
+
+class StageChange(_Record):
+    """One change of one build's stage, or of a condition beside it (`event`: failed, paused), as hooks are told of it.
+
+    `id` is the same however often a hook hears of the change. `cause`: of a failure.
+    """
+
+    id: str
+    event: Event
+    verb: Verb
+    collection: str
+    version: str
+    epoch: int
+    stage: Stage
+    from_stage: Stage
+    space: str
+    fingerprint: str
+    who: str = ""
+    why: str = ""
+    cause: str = ""
+    at_ms: int = 0
 
 
 class CollectionState(_Record):
     """One collection. `serving` and `previous` are version names; `epochs` is the last epoch given out.
 
-    `swapped`: the last change of what serves; `pending`: a cutover that waits; `watch`: over the newest cutover.
+    `swapped`: the last change of what serves; `pending`: a cutover that waits; `watch`: over the newest cutover;
+    `untold`: changes of which hooks are still to be told.
     """
 
     collection: str
@@ -211,6 +245,7 @@ class CollectionState(_Record):
     pending: Pending | None = None
     watch: Watching | None = None
     notice: Notice | None = None
+    untold: list[StageChange] = Field(default_factory=list)
     applied: list[CommandOutcome] = Field(default_factory=list)
     updated_ms: int = 0
 
@@ -229,7 +264,9 @@ class CollectionState(_Record):
         return next((o for o in reversed(self.applied) if o.id == command_id), None)
 
     def with_outcome(self, outcome: CommandOutcome, now_ms: int, **changes: object) -> CollectionState:
-        applied = [*self.applied, outcome][-APPLIED_KEPT:]
+        """The newest ones alone keep what was found: a record of the state topic has to stay small."""
+        older, newest = self.applied[-APPLIED_KEPT + 1 : -FIGURES_KEPT + 1], self.applied[-FIGURES_KEPT + 1 :]
+        applied = [*(one.cut(OLD_TEXT, {}) for one in older), *newest, outcome.cut(MOST_TEXT, outcome.data)]
         return self.model_copy(update={"applied": applied, "updated_ms": now_ms, "intent": None, **changes})
 
 

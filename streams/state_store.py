@@ -12,6 +12,8 @@ from pydantic import JsonValue
 
 from connectors.errors import Fenced, Refused, UnknownOutcome
 from connectors.protocols import AtomicWriter, Write
+from streams.config_operation import Hook
+from streams.hooks import UNTOLD_KEPT, HooksFirst, begins, hooks_for, made, same
 from streams.retry import a_while
 from streams.state import (
     BuildState,
@@ -20,6 +22,7 @@ from streams.state import (
     CommandOutcome,
     Intent,
     JournalEntry,
+    StageChange,
     TopicNames,
     unknown,
 )
@@ -28,13 +31,31 @@ from streams.views import StateView
 log = logging.getLogger(__name__)
 
 
+def described(build: BuildState) -> dict[str, JsonValue]:
+    """For the journal: which model of which space it was."""
+    return {
+        "stage": build.stage.value,
+        "space": build.space,
+        "fingerprint": build.fingerprint,
+        "envelope": build.envelope,
+    }
+
+
 class StateStore:
     """Call order: `open`, then the rest, `close` when another controller takes over. Writes raise Fenced once replaced.
 
-    `unsure`: whether the last write stands is not known; `read_again` before anything else.
+    `unsure`: whether the last write stands is not known; `read_again` before anything else. `hooks`: of a collection,
+    as configured now; `cleared`: the changes that hooks have agreed to, by command id. The first write of a step that
+    hooks want to be asked about raises HooksFirst.
     """
 
-    def __init__(self, names: TopicNames, writer: AtomicWriter, wall_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        names: TopicNames,
+        writer: AtomicWriter,
+        wall_ms: Callable[[], int],
+        hooks: Callable[[str], Sequence[Hook]] = lambda _: (),
+    ) -> None:
         self._names = names
         self._writer = writer
         self._wall_ms = wall_ms
@@ -42,6 +63,8 @@ class StateStore:
         self.collections: dict[str, CollectionState] = {}
         self.builds: dict[str, BuildState] = {}
         self.unsure = False
+        self._hooks = hooks
+        self.cleared: dict[str, list[StageChange]] = {}
 
     async def open(self, load: Callable[[], Awaitable[StateView]]) -> None:
         """Fence the controller before this one and read what stands. `load` reads the state topic to its end."""
@@ -99,9 +122,12 @@ class StateStore:
         message: str = "",
         *,
         data: dict[str, JsonValue] | None = None,
+        told: str = "",
     ) -> None:
-        """State and journal, all or nothing. `data`: what the journal keeps beside the builds."""
+        """State and journal, all or nothing. `data`: what the journal keeps beside the builds; `told`: the id of a
+        change that hooks have been told of."""
         now_ms = self._wall_ms()
+        collection = self._with_untold(collection, builds, command, told, now_ms)
         named = self.builds.get(f"{command.collection}/{command.version}")
         about = builds or ([named] if named is not None else [])  # a refusal too says of which model it was
         builds = [build.model_copy(update={"updated_ms": now_ms}) for build in builds]
@@ -116,15 +142,7 @@ class StateStore:
             message=message,
             command_id=command.id,
             data={
-                **{
-                    b.key: {
-                        "stage": b.stage.value,
-                        "space": b.space,
-                        "fingerprint": b.fingerprint,
-                        "envelope": b.envelope,
-                    }
-                    for b in about
-                },
+                **{b.key: described(b) for b in about},
                 **({"outcome": data} if data else {}),
             },
         )
@@ -154,6 +172,24 @@ class StateStore:
         self.collections[collection.collection] = collection
         self.builds.update((build.key, build) for build in builds)
         log.info("%s: %s %s", command.collection, event, message)
+
+    def _with_untold(
+        self, collection: CollectionState, builds: Sequence[BuildState], command: Command, told: str, now_ms: int
+    ) -> CollectionState:
+        """With the changes that hooks are to be told of, in the write that makes them. Raises HooksFirst."""
+        stored = self.collections.get(collection.collection)
+        untold = [change for change in (stored.untold if stored is not None else []) if change.id != told]
+        coming, done = begins(command, stored, collection, self.builds, builds), made(command, self.builds, builds)
+        hooks = self._hooks(collection.collection) if coming or done else ()
+        first = [change for change in coming if hooks_for(hooks, change.event, "before")]
+        if first and not same(first, self.cleared.get(command.id, [])):
+            raise HooksFirst(first)
+        untold += [
+            change.model_copy(update={"at_ms": now_ms}) for change in done if hooks_for(hooks, change.event, "after")
+        ]
+        for lost in untold[:-UNTOLD_KEPT]:
+            log.error("no hook is told of %s, after %d others that wait", lost.id, UNTOLD_KEPT)
+        return collection.model_copy(update={"untold": untold[-UNTOLD_KEPT:]})
 
     def collection(self, command: Command) -> CollectionState:
         """Raises NotFound with the names that exist."""

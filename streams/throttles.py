@@ -105,7 +105,8 @@ def decide(
 
     What nobody has looked at yet holds; the first look takes seconds. A brake of the operator's (`file`, `http`) that
     cannot be looked at holds too. A bound whose value cannot be read does not, but one that held goes on holding for
-    UNREAD_HOLDS_S.
+    UNREAD_HOLDS_S. A bound that nobody has set, but has a default, neither waits for its first reading nor says that
+    it has none: where the value is not known, there is nothing to be done about it.
     """
     before = before or Verdict()
     holds: list[str] = []
@@ -127,6 +128,9 @@ def decide(
             continue
         reading = _fresh(readings.get(name), now_s)
         since = before.held_since.get(name)
+        default = name not in settings.model_fields_set
+        if reading is None and default:
+            continue
         if reading is None:  # a small replay would be over before the first look
             holds.append(f"{name} is not looked at yet")
             continue
@@ -135,14 +139,15 @@ def decide(
             if since is not None and now_s - last_s < UNREAD_HOLDS_S:
                 holds.append(f"{name} was exceeded and cannot be read now: {reading.trouble}")
                 held_since[name], read_at[name] = since, last_s
-            else:
+            elif not default:
                 unread.append(f"{name} cannot be read: {reading.trouble}")
             continue
         read_at[name] = reading.at_s
         value, goes_on = reading.value, gauge.lets_go(bound)
         now_at = f"{gauge.says} {gauge.figure(value)}"
         if value > bound:
-            holds.append(f"{now_at} above {gauge.figure(bound)}")
+            of = f", the default of throttle.{name}" if default else ""
+            holds.append(f"{now_at} above {gauge.figure(bound)}{of}")
             held_since[name] = now_s if since is None else since
         elif since is not None and (value > goes_on or now_s - since < HELD_AT_LEAST_S):
             holds.append(f"{now_at} was above {gauge.figure(bound)}, goes on at {gauge.figure(goes_on)}")
@@ -161,7 +166,8 @@ def decide(
 def unseen(settings: Throttle, readings: Mapping[Kind, Reading]) -> bool:
     """Whether there is something to look at that nobody has looked at yet."""
     kinds: tuple[Kind, ...] = (*GAUGES, "file", "http")
-    return any(getattr(settings, kind) is not None and kind not in readings for kind in kinds)
+    wanted = [kind for kind in kinds if kind in settings.model_fields_set and getattr(settings, kind) is not None]
+    return any(kind not in readings for kind in wanted)
 
 
 def within(hours: Sequence[str], at: time) -> bool:

@@ -21,25 +21,36 @@ CALLS_KEPT = 10_000
 class Latencies:
     """How long the calls of the last LATENCY_OF_S took, and those that have not ended yet."""
 
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock_s: Callable[[], float] = time.monotonic,
+        observe: Callable[[str, float], None] = lambda *_: None,
+    ) -> None:
+        """`observe` hears of each call that ended: its operation, and how many seconds it took."""
         self._clock_s = clock_s
+        self._observe = observe
         self._ended: deque[tuple[float, float]] = deque(maxlen=CALLS_KEPT)
         self._begun: dict[object, float] = {}
 
     @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self, operation: str = "") -> Iterator[None]:
         """Around one call. One that was cancelled says nothing about the store."""
         this = object()
         self._begun[this] = began_s = self._clock_s()
         try:
             yield
         except Exception:
-            self._ended.append((self._clock_s(), self._clock_s() - began_s))
+            self._end(operation, began_s)
             raise
         else:
-            self._ended.append((self._clock_s(), self._clock_s() - began_s))
+            self._end(operation, began_s)
         finally:
             del self._begun[this]
+
+    def _end(self, operation: str, began_s: float) -> None:
+        now_s = self._clock_s()
+        self._ended.append((now_s, now_s - began_s))
+        self._observe(operation, now_s - began_s)
 
     def p95_ms(self) -> float:
         """0 while there are too few calls to tell: then they do not burden the store either."""
@@ -59,31 +70,31 @@ class TimedSpace:
         self._latencies = latencies
 
     async def heads(self, uuids: Sequence[UUID], *, vectors: bool = False) -> Mapping[UUID, Head]:
-        with self._latencies.call():
+        with self._latencies.call("heads"):
             return await self._inner.heads(uuids, vectors=vectors)
 
     async def upsert(self, objects: Sequence[SpaceObject]) -> Mapping[UUID, Exception]:
-        with self._latencies.call():
+        with self._latencies.call("upsert"):
             return await self._inner.upsert(objects)
 
     async def delete(self, uuids: Sequence[UUID]) -> None:
-        with self._latencies.call():
+        with self._latencies.call("delete"):
             await self._inner.delete(uuids)
 
     async def erase(self, uuids: Sequence[UUID]) -> None:
-        with self._latencies.call():
+        with self._latencies.call("erase"):
             await self._inner.erase(uuids)
 
     async def delete_chunks(self, doc_hashes: Sequence[str], from_chunk: int) -> int:
-        with self._latencies.call():
+        with self._latencies.call("delete_chunks"):
             return await self._inner.delete_chunks(doc_hashes, from_chunk)
 
     async def properties(self, uuids: Sequence[UUID]) -> Mapping[UUID, Mapping[str, JSON]]:
-        with self._latencies.call():
+        with self._latencies.call("properties"):
             return await self._inner.properties(uuids)
 
     async def search(self, vector: Vectors, limit: int) -> list[Hit]:
-        with self._latencies.call():
+        with self._latencies.call("search"):
             return await self._inner.search(vector, limit)
 
     def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from connectors.errors import Transient
 from connectors.protocols import Record
+from streams.migration.series import SeriesRecord, is_series, series_key
 from streams.progress import ProgressRecord
 from streams.state import BuildState, CollectionState, unknown
 
@@ -127,14 +128,20 @@ class StateView(View):
 
 
 class ProgressView(View):
-    """The newest progress record of each key: collection/version, and collection/version/partition."""
+    """The newest progress record of each key: collection/version, and collection/version/partition.
+
+    The series of a build (streams.migration.series) is kept as it came, and read when somebody asks for it.
+    """
 
     def __init__(self, tail: Tail) -> None:
         super().__init__(tail)
         self.records: dict[str, ProgressRecord] = {}
+        self._series: dict[str, bytes] = {}
 
     def _apply(self, key: str, value: bytes | None) -> None:
-        if value is None:
+        if is_series(key):
+            self._series[key] = value or b""
+        elif value is None:
             self.records.pop(key, None)
         else:
             self.records[key] = ProgressRecord.model_validate_json(value)
@@ -144,3 +151,14 @@ class ProgressView(View):
         keys = [f"{build.key}/{partition}" for partition in range(build.partitions)]
         found = [self.records.get(key) for key in keys]
         return [record for record in found if record is not None and record.epoch == build.epoch]
+
+    def series(self, build: BuildState) -> SeriesRecord | None:
+        """The course of this build; None when no controller has written one yet, or not one that can be read."""
+        key = series_key(build.key, build.epoch)
+        if not (value := self._series.get(key)):
+            return None
+        try:
+            return SeriesRecord.model_validate_json(value)
+        except ValidationError:
+            log.error("the series under key %r cannot be read and is left out", key)
+            return None

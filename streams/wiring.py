@@ -116,6 +116,22 @@ def _running(folder: Path, keys: str) -> services.Addresses:
     return addresses
 
 
+def own_topics(names: TopicNames, largest_record: int) -> Mapping[str, Mapping[str, str]]:
+    """Crossfade's own topics and the settings they are created with, one partition each. `largest_record`: bytes that
+    the documents topics take."""
+    return {
+        names.commands: {"cleanup.policy": "delete", "retention.ms": str(7 * 24 * 3600 * 1000)},
+        names.state: {"cleanup.policy": "compact"},
+        names.progress: {"cleanup.policy": "compact"},
+        names.journal: {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+        names.dead_letters: {
+            "cleanup.policy": "delete",
+            "retention.ms": "-1",
+            "max.message.bytes": str(largest_record + 64 * 1024),
+        },
+    }
+
+
 @dataclass(slots=True)
 class Outside:
     """Everything open at once. `close` when done."""
@@ -159,17 +175,7 @@ class Outside:
 
     async def ensure_topics(self) -> None:
         """Crossfade's own topics (DESIGN.md section 4). Existing ones are left as they are."""
-        own = {
-            self.names.commands: {"cleanup.policy": "delete", "retention.ms": str(7 * 24 * 3600 * 1000)},
-            self.names.state: {"cleanup.policy": "compact"},
-            self.names.progress: {"cleanup.policy": "compact"},
-            self.names.journal: {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
-            self.names.dead_letters: {
-                "cleanup.policy": "delete",
-                "retention.ms": "-1",
-                "max.message.bytes": str(await self._largest_record() + 64 * 1024),
-            },
-        }
+        own = own_topics(self.names, await self._largest_record())
         for name, settings in own.items():
             await self.topics.ensure_topic(name, 1, settings)
 

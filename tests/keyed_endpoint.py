@@ -1,4 +1,4 @@
-"""An embedding endpoint in the shape of TEI, on loopback, that wants a key and says what it is; in a thread.
+"""An embedding endpoint in the shape of TEI, on loopback, that wants a key, says what it is and counts; in a thread.
 
 It must never listen on anything but loopback.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,11 +25,13 @@ INFO = {
 
 @dataclass(slots=True)
 class Endpoint:
-    """`embedded`: the texts it answered for, in order; `refused`: requests without the key."""
+    """`embedded`: the texts it answered for, in order, and `at_s` when, by the wall clock; `refused`: requests without
+    the key."""
 
     url: str = ""
     key: str = ""
     embedded: list[str] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
     refused: int = 0
 
 
@@ -37,9 +40,17 @@ class _Server(ThreadingHTTPServer):
         return
 
 
+def _vectors(texts: list[str]) -> list[list[float]]:
+    return [[byte / 256 + 0.01 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSIONS]] for text in texts]
+
+
 @contextmanager
-def keyed_endpoint(key: str = "") -> Iterator[Endpoint]:
-    """Up until the end of the block. An empty key: it wants none."""
+def keyed_endpoint(
+    key: str = "",
+    vectors: Callable[[list[str]], list[list[float]]] = _vectors,
+    tokens: Callable[[list[str]], int] | None = None,
+) -> Iterator[Endpoint]:
+    """Up until the end of the block. An empty key: it wants none. `tokens`: counts, for a header as TEI's."""
     endpoint = Endpoint(key=key)
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,10 +59,12 @@ def keyed_endpoint(key: str = "") -> Iterator[Endpoint]:
         def log_message(self, *_: object) -> None:  # the test's output is the terminal that is looked at
             return
 
-        def _reply(self, status: int, value: object) -> None:
+        def _reply(self, status: int, value: object, counted: int | None = None) -> None:
             body = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
+            if counted is not None:
+                self.send_header("x-compute-tokens", str(counted))
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -71,7 +84,8 @@ def keyed_endpoint(key: str = "") -> Iterator[Endpoint]:
             texts: list[str] = json.loads(self.rfile.read(int(self.headers["content-length"])))["inputs"]
             if self._known():
                 endpoint.embedded += texts
-                self._reply(200, [_vector(text) for text in texts])
+                endpoint.at_s += [time.time()] * len(texts)
+                self._reply(200, vectors(texts), tokens(texts) if tokens is not None else None)
 
     with _Server(("127.0.0.1", 0), Handler) as server:
         endpoint.url = f"http://127.0.0.1:{server.server_port}"
@@ -82,7 +96,3 @@ def keyed_endpoint(key: str = "") -> Iterator[Endpoint]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def _vector(text: str) -> list[float]:
-    return [byte / 256 + 0.01 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSIONS]]

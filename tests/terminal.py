@@ -14,9 +14,16 @@ PATIENCE_S = 60
 
 
 class Terminal:
-    """`seen`: all that was on the screen, once `end` has returned. `environment` None for a variable: unset."""
+    """`seen`: all that was on the screen, once `end` has returned. `environment` None for a variable: unset.
+    `patience_s`: how long a question, and the end, may take to come."""
 
-    def __init__(self, folder: Path, args: Sequence[str], environment: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        args: Sequence[str],
+        environment: Mapping[str, str | None] | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         wanted = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb", **(environment or {})}
         self._child = pexpect.spawn(
             sys.executable,
@@ -24,7 +31,7 @@ class Terminal:
             cwd=str(folder),
             env={name: value for name, value in wanted.items() if value is not None},
             encoding="utf-8",
-            timeout=PATIENCE_S,
+            timeout=patience_s,
             dimensions=(60, 160),
         )
         self.seen = ""

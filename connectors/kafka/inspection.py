@@ -6,18 +6,22 @@ It must never change anything.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
+from enum import Enum
 
-from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka import IsolationLevel, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public names, imported there without `as`
     ConfigEntry,
     ConfigResource,
+    DescribeClusterResult,
     ListOffsetsResultInfo,
     OffsetSpec,
     ResourceType,
+    TopicDescription,
 )
 
+from connectors.inspected import ClusterFacts, PartitionFacts, TopicLayout
 from connectors.kafka.topics import Topics
 
 
@@ -44,3 +48,39 @@ class Inspection(Topics):
         doing = f"reading the end of topic {topic}"
         found = await asyncio.gather(*(self._answer(answer, doing) for answer in answers.values()))
         return {where.partition: info.offset for where, info in zip(answers, found, strict=True)}
+
+    async def cluster(self) -> ClusterFacts:
+        """The cluster as its brokers describe it."""
+        found: DescribeClusterResult = await self._answer(
+            self._admin.describe_cluster(include_authorized_operations=True, request_timeout=self._timeout_s),
+            "asking the Kafka cluster",
+        )
+        return ClusterFacts(found.cluster_id or "", len(found.nodes), _names(found.authorized_operations))
+
+    async def broker_settings(self) -> Mapping[str, str]:
+        """Of one broker, by name; they are alike in a cluster that is looked after."""
+        cluster: DescribeClusterResult = await self._answer(
+            self._admin.describe_cluster(request_timeout=self._timeout_s), "asking the Kafka cluster"
+        )
+        resource = ConfigResource(ResourceType.BROKER, str(cluster.nodes[0].id))
+        found: dict[str, ConfigEntry] = await self._answer(
+            self._admin.describe_configs([resource], request_timeout=self._timeout_s)[resource],
+            "reading the configuration of a broker",
+        )
+        return {name: str(entry.value) for name, entry in found.items() if entry.value is not None}
+
+    async def layout(self, topic: str) -> TopicLayout:
+        """Replicas of each partition, and what this client may do to the topic."""
+        found: TopicDescription = await self._answer(
+            self._admin.describe_topics(
+                TopicCollection([topic]), include_authorized_operations=True, request_timeout=self._timeout_s
+            )[topic],
+            f"describing topic {topic}",
+        )
+        partitions = {p.id: PartitionFacts(len(p.replicas), len(p.isr), p.leader is not None) for p in found.partitions}
+        return TopicLayout(partitions, _names(found.authorized_operations))
+
+
+def _names(operations: Iterable[Enum] | None) -> frozenset[str] | None:
+    """Kafka's names in small letters; None where the brokers tell nothing."""
+    return None if operations is None else frozenset(operation.name.lower() for operation in operations)

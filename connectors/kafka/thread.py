@@ -6,6 +6,7 @@ Client calls must never run anywhere else, and the event loop must never wait fo
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -41,16 +42,20 @@ class ClientThread:
         self._thread.start()
 
     def submit(self, call: Callable[[], T], *, urgent: bool = False) -> Future[T]:
-        """Queue a call. The future cannot be cancelled once the call runs. Raises Terminal after `stop`."""
+        """Queue a call. The future cannot be cancelled once the call runs. Raises Terminal after `stop`.
+
+        It runs in the caller's context, and so does what it asks of the event loop: logs and traces tell whose it is.
+        """
         if self._stopping:
             raise Terminal(f"{self._thread.name} is closed", next_step="start a new one")
         future: Future[T] = Future()
+        context = contextvars.copy_context()
 
         def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                result = call()
+                result = context.run(call)
             except BaseException as raised:  # noqa: BLE001 - handed on: it belongs to whoever waits for the future
                 future.set_exception(raised)
             else:

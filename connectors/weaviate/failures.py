@@ -35,14 +35,13 @@ _DEFECT_STEP: Final = "this is a defect: please report it"
 # A single object's failure, and what the server calls a plain error, come as text only: there is no code to go by.
 # Each phrase was seen from (or read in) Weaviate 1.38; what no phrase matches counts as doubt, never as content.
 _SAYS_OVERLOADED: Final = (
-    "read-only",
-    "read only",
-    "readonly",
     "not allowed during this time",
     "not enough memory",
     "memory limit",
     "cannot reach enough replicas",
 )
+_SAYS_READ_ONLY: Final = ("read-only", "read only", "readonly")
+_STORE_READ_ONLY: Final = "store is read-only"
 _SAYS_WRONG_MODEL: Final = ("vector lengths don't match", "has a vector with length")
 _SAYS_CONTENT: Final = (
     "invalid text property",
@@ -56,6 +55,9 @@ _SAYS_CONTENT: Final = (
 _QUOTED: Final = re.compile(
     r"(?<!\w)['\"`].*['\"`]"
 )  # from the first quotation mark to the last: a value may hold some
+
+
+_NAMED: Final = re.compile(r'\b(?:shard|node)="[\w.:-]*"')  # as in shard="bwsSXyinFlVm": no document's words
 
 
 class _ByStatus:
@@ -161,6 +163,8 @@ def from_status(code: StatusCode, details: str, *, write: bool) -> CrossfadeErro
             return Overloaded(
                 f"Weaviate is out of resources: {quiet(details)}", next_step="check its limits and its memory"
             )
+        case StatusCode.FAILED_PRECONDITION if isinstance(said := from_text(details), Overloaded):
+            return said  # a shard that is read-only: nothing is wrong with the request
         case (
             StatusCode.INVALID_ARGUMENT
             | StatusCode.OUT_OF_RANGE
@@ -213,6 +217,13 @@ def from_http(status: int, body: object, *, write: bool) -> CrossfadeError:
 def from_text(said: str) -> CrossfadeError | None:
     """What a plain sentence of the server means, or None where no known phrase is in it."""
     text = _QUOTED.sub("", said).lower()  # a document's own words must not decide
+    of_shards = _QUOTED.sub("", _NAMED.sub("", said)).lower()  # between the names of two shards nothing is quoted
+    if _STORE_READ_ONLY in of_shards or any(phrase in text for phrase in _SAYS_READ_ONLY):
+        return Overloaded(
+            f"Weaviate is read-only: {quiet(said)}",
+            next_step="it does so when its disk is 90% full (DISK_USE_READONLY_PERCENTAGE) or its memory runs out: "
+            "free some; if writes are still refused then, set its shards READY",
+        )
     if any(phrase in text for phrase in _SAYS_OVERLOADED):
         return Overloaded(
             f"Weaviate cannot take writes now: {quiet(said)}",

@@ -6,6 +6,7 @@ It must never import a client library by itself, so that `crossfade --help` answ
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import traceback
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Options:
     config: Path | None = None
     log_level: str | None = None
     debug: bool = False
+    log_format: str = "plain"
 
 
 class Verb(NamedTuple):
@@ -40,7 +42,8 @@ class Verb(NamedTuple):
 VERBS = {
     "up": Verb("services", "up", "Start local Kafka and Weaviate, or check the configured ones."),
     "down": Verb("services", "down", "Stop the local Kafka and Weaviate."),
-    "demo": Verb("demo", "demo", "The whole story on real services, in a few minutes."),
+    "demo": Verb("demo", "demo", "The whole story on real services, in a minute or two."),
+    "doctor": Verb("doctor", "doctor", "What is wrong with a deployment, and the fix. Changes nothing."),
     "init": Verb("init", "init", "Write a commented configuration, guided at a terminal."),
     "produce": Verb("produce", "produce", "Send document events from a file to the topic."),
     "worker": Verb("worker", "worker", "Host the embedding agents and the controller."),
@@ -61,6 +64,7 @@ VERBS = {
     "search": Verb("search", "search", "Ask a question of the version that serves."),
     "explain": Verb("explain", "explain", "One document's whole story."),
     "history": Verb("history", "history", "Who did what to a collection, and when."),
+    "report": Verb("report", "report", "One HTML page of a whole migration, with plots."),
 }
 
 
@@ -93,15 +97,26 @@ class _Verbs(click.Group):
             ctx.exit(INTERRUPTED)
         except CrossfadeError as error:
             _debug(ctx)
-            click.echo(f"error: {error.message}", err=True)
-            if error.next_step:
-                click.echo(f"  next: {error.next_step}", err=True)
+            _say_error(ctx, error.message, error.next_step)
             ctx.exit(MISUSED if isinstance(error, ConfigurationError) else FAILED)
         except Exception as error:  # noqa: BLE001  the last place there is: a person reads this, not a traceback
             _debug(ctx)
-            click.echo(f"error: unexpected {type(error).__name__}: {_first_line(error)}", err=True)
-            click.echo("  next: this is a defect; see where with: crossfade --debug VERB ...", err=True)
+            _say_error(
+                ctx,
+                f"unexpected {type(error).__name__}: {_first_line(error)}",
+                "this is a defect; see where with: crossfade --debug VERB ...",
+            )
             ctx.exit(FAILED)
+
+
+def _say_error(ctx: click.Context, message: str, next_step: str) -> None:
+    """For people; where logs are read by a program, as a line of the log."""
+    if ctx.params.get("log_format") == "json":
+        logging.getLogger(__name__).error("%s", message, extra={"next_step": next_step})
+        return
+    click.echo(f"error: {message}", err=True)
+    if next_step:
+        click.echo(f"  next: {next_step}", err=True)
 
 
 def _debug(ctx: click.Context) -> None:
@@ -124,17 +139,25 @@ def _first_line(error: Exception) -> str:
     help="The configuration file. Else CROSSFADE_CONFIG, else config/crossfade.yaml.",
 )
 @click.option("--log-level", type=click.Choice(logs.LEVELS), help="What to log on stderr. [warning; worker: info]")
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default="plain",
+    envvar=logs.FORMAT_VARIABLE,
+    help=f"json: one JSON object a line. Also {logs.FORMAT_VARIABLE}. [plain]",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="crossfade", prog_name="crossfade")
 @click.pass_context
-def cli(ctx: click.Context, config: Path | None, log_level: str | None, debug: bool) -> None:
+def cli(ctx: click.Context, config: Path | None, log_level: str | None, log_format: str, debug: bool) -> None:
     """Upgrade the embedding model behind a live vector search, without downtime and without losing a document.
 
     Exit status: 0 done, 1 refused or failed (the reason and the next command are on stderr), 2 wrong usage or
     configuration. See `crossfade VERB --help` for each verb.
     """
-    ctx.obj = Options(config, log_level, debug)
-    ctx.call_on_close(logs.to_stderr(log_level or ("info" if ctx.invoked_subcommand == "worker" else "warning")))
+    ctx.obj = Options(config, log_level, debug, log_format)
+    level = log_level or ("info" if ctx.invoked_subcommand == "worker" else "warning")
+    ctx.call_on_close(logs.to_stderr(level, log_format))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ They only ask the controller; nothing here writes a space, the state or the alia
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 
 import click
@@ -12,7 +13,7 @@ from pydantic import JsonValue
 
 from streams import controls
 from streams.cli import Options
-from streams.cli.output import F, emit, json_option, next_line, outcome_json, require
+from streams.cli.output import WIDTH, F, emit, json_option, next_line, outcome_json, require
 from streams.cli.session import ASK_S, ask, run, session
 from streams.config import envelope_of
 from streams.config_operation import Throttle
@@ -24,7 +25,7 @@ version_argument = click.argument("version")
 confirm_option = click.option(
     "--confirm", default="", metavar="VERSION", help="The version's name again: its space is deleted."
 )
-why_option = click.option("--why", default="", help="The reason, kept in the journal.")
+why_option = click.option("--why", default="", metavar="REASON", help="Why, in words; kept in the journal.")
 
 
 def timeout_option(default_s: float) -> Callable[[F], F]:
@@ -164,11 +165,12 @@ def set_(
 
     \b
     replay_rate              documents a second of the replay
-    budget_usd               most that may be spent on embeddings before VERSION serves
+    budget_usd               most USD that may be spent on embeddings before VERSION serves
     concurrency              requests of the replay at once, of each worker
     tiers                    order of the replay: listed,newest
     max_live_lag, max_weaviate_latency_ms, max_disk, max_memory, max_endpoint_errors
-                             bounds beyond which the replay is held; 0 for none
+                             bounds beyond which the replay is held (events,
+                             milliseconds, shares of 1); 0 for none
 
     none goes back to no limit, or to what is configured. Live writes are never slowed by any of them.
 
@@ -231,7 +233,8 @@ def _read_controls(options: Options, collection: str, version: str, asked: list[
         click.echo(f"{build.key}: what can be set while it runs")
         for one in wanted:
             said = f"  {one.control.name:<24}{one.text:<16}{one.source:<14} "
-            click.echo(f"{said}{one.control.unit}; {one.control.range}")
+            meaning = textwrap.wrap(f"{one.control.unit}; {one.control.range}", WIDTH - len(said))
+            click.echo(said + f"\n{' ' * len(said)}".join(meaning))
         next_line(then)
 
     run(work())

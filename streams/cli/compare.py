@@ -19,7 +19,7 @@ from connectors.protocols import JSON
 from streams.cli import Options
 from streams.cli.asking import confirm
 from streams.cli.builds import collection_argument
-from streams.cli.output import count, emit, json_option, next_line, plain, say
+from streams.cli.output import count, emit, json_option, next_line, plain, say, size, usd
 from streams.cli.session import run, session
 from streams.comparing import QUERIES, SAMPLE, Asked, Forecast, Outcome, Setting, cut_texts, forecast, measure, sample
 from streams.config_embedders import Version
@@ -197,8 +197,8 @@ class Result:
             f"all {setting.current:,} documents",
             (f"about {one.tokens_all:,} tokens, {_usd(one.usd_all)}" for one in every),
         )
-        row("  vectors on disk", (_bytes(one.vector_bytes) for one in every))
-        row("  index on disk", (_bytes(one.index_bytes) for one in every))
+        row("  vectors on disk", (size(one.vector_bytes) for one in every))
+        row("  index on disk", (size(one.index_bytes) for one in every))
         yield from candidates.table(rows, [one.version for one in every])
         for one in self.differences:
             yield one.sentence()
@@ -207,7 +207,7 @@ class Result:
 
     def _price(self, version: str) -> str:
         (one,) = [outcome for outcome in self.outcomes if outcome.version == version]
-        disk = _bytes(one.vector_bytes + one.index_bytes)
+        disk = size(one.vector_bytes + one.index_bytes)
         return f"about {one.tokens_all:,} tokens, {_usd(one.usd_all)}, and {disk} of disk beside the texts"
 
 
@@ -216,8 +216,9 @@ def _about(setting: Setting) -> Iterator[str]:
     judged = f", and {beside:,} more that the judged queries name" if beside else ""
     yield (
         f"{setting.collection}: {len(setting.random):,} of {count(setting.current, 'document')}, drawn at "
-        f"random{judged}; queries: {len(setting.golden.queries):,}, {plain(setting.golden.name)}"
+        f"random{judged}"
     )
+    yield f"  queries: {len(setting.golden.queries):,}, {plain(setting.golden.name)}"
     if setting.title is not None:
         yield f"  each query is a document's {setting.title}; it is left out of the embedded text, also where it opens"
         yield "  another field: else finding the document again would be no test"
@@ -233,20 +234,11 @@ def _about(setting: Setting) -> Iterator[str]:
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
-def _usd(usd: float | None) -> str:
-    return "price unknown" if usd is None else f"{usd:,.2f} USD" if usd >= 100 else f"{usd:.4g} USD"
-
-
-def _bytes(number: int) -> str:
-    size = float(number)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} TiB"
+def _usd(amount: float | None) -> str:
+    return "price unknown" if amount is None else f"{usd(amount)} USD"
 
 
 def _next(asked: Asked, outcomes: Sequence[Outcome], differences: Sequence[Difference]) -> str:

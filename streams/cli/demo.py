@@ -33,11 +33,13 @@ from streams.demo.story import COLLECTION, Story
 @json_option
 @click.pass_context
 def demo(ctx: click.Context, keep: bool, stop: bool, as_json: bool) -> None:
-    """The whole story on real services, in about two minutes: a second version is built while documents change, it is
+    """The whole story on real services, in a minute or two: a second version is built while documents change, it is
     checked and compared, and search is moved to it, back, and to it again, under load.
 
     Kafka, Weaviate and a worker of its own run in .crossfade/demo and end with it; yours are not touched. Exit status 1
     when one of the checks failed.
+
+    Example: crossfade demo --keep
     """
     narrator = Narrator(Console(stderr=as_json, highlight=False))
     stage = Stage(FOLDER.absolute(), narrator.say)

@@ -19,11 +19,12 @@ from streams.cli.builds import collection_argument, version_argument
 from streams.cli.output import Failed, emit, json_option, next_line, plain, say
 from streams.cli.session import read_settings, reporting, run, session, with_weaviate
 from streams.config_operation import Gate
-from streams.migration.evaluate import FIGURES, Comparison, Estimate, Reply, Scored, Shift, SpaceQuality
+from streams.migration.evaluate import FIGURES, Comparison, Estimate, Shift, SpaceQuality
 from streams.migration.gate import GateResult, Health, Verdict, judge
 from streams.migration.golden import GoldenSet, read_golden
-from streams.migration.judging import Ask, evaluate_spaces, holds_of
+from streams.migration.judging import evaluate_spaces, holds_of
 from streams.progress import combine
+from streams.search.questions import ranked
 from streams.search.router import MOST_HITS, Router
 from streams.state import BuildState, CollectionState
 from streams.versions import Stage, next_command
@@ -55,7 +56,9 @@ class Found:
     metavar="PATH",
     help="Judged queries: a JSONL file, or a folder with topics.tsv and qrels.txt. Else gate.golden.",
 )
-@click.option("-k", "depth", type=click.IntRange(1, MOST_HITS), help="How many documents count. Else gate.k.")
+@click.option(
+    "-k", "depth", type=click.IntRange(1, MOST_HITS), metavar="K", help="How many documents count. Else gate.k."
+)
 @click.option("--against", metavar="VERSION", help="Compare with this version. Else with the one that serves.")
 @click.option(
     "--threshold",
@@ -134,8 +137,8 @@ async def _compare(
 ) -> Comparison:
     say(f"asking {len(judged.queries):,} queries of {' and '.join(filter(None, (other, version)))}")
     return await evaluate_spaces(
-        _ask(router, collection, other) if other else None,
-        _ask(router, collection, version),
+        ranked(router, collection, other) if other else None,
+        ranked(router, collection, version),
         judged,
         gate,
         versions=(other or "", version),
@@ -143,14 +146,6 @@ async def _compare(
         thresholds=thresholds,
         done=_telling(len(judged.queries)),
     )
-
-
-def _ask(router: Router, collection: str, version: str) -> Ask:
-    async def ask(query: str, k: int) -> Reply:
-        answer = await router.search(collection, query, k, version)
-        return Reply(tuple(Scored(hit.doc_id, hit.score) for hit in answer.hits), answer.took_ms)
-
-    return ask
 
 
 def _telling(total: int) -> Callable[[int], None]:

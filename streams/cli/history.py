@@ -14,7 +14,7 @@ from pydantic import JsonValue, ValidationError
 from connectors.errors import NotFound
 from streams.cli import Options
 from streams.cli.builds import collection_argument
-from streams.cli.output import emit, json_option, moment, plain
+from streams.cli.output import emit, json_option, moment, plain, usd
 from streams.cli.session import Session, run, session
 from streams.cli.swap import figures
 from streams.state import JournalEntry, unknown
@@ -38,7 +38,7 @@ def history(options: Options, collection: str, version: str | None, limit: int |
 
     async def work() -> None:
         async with session(options) as opened:
-            entries = await _entries(opened, collection)
+            entries = await entries_of(opened, collection)
             if not entries:
                 async with opened.state() as view:
                     view.collection(collection)  # a misspelt name, with the names there are
@@ -62,7 +62,7 @@ def history(options: Options, collection: str, version: str | None, limit: int |
     run(work())
 
 
-async def _entries(opened: Session, collection: str) -> list[JournalEntry]:
+async def entries_of(opened: Session, collection: str) -> list[JournalEntry]:
     """Oldest first. Raises NotFound when no worker ever ran here."""
     try:
         bounds = await opened.kafka.bounds(opened.names.journal)
@@ -77,7 +77,9 @@ async def _entries(opened: Session, collection: str) -> list[JournalEntry]:
                         entries.append(JournalEntry.model_validate_json(record.value))
                     except ValidationError:
                         log.warning("a journal entry at offset %d cannot be read and is left out", record.offset)
-    return sorted(entries, key=lambda entry: entry.at_ms)
+    if len(bounds) > 1:  # ours has one: then the log knows the order better than the controllers' clocks
+        entries.sort(key=lambda entry: entry.at_ms)
+    return entries
 
 
 def _concerns(entry: JournalEntry, version: str) -> bool:
@@ -96,9 +98,9 @@ def lines(entry: JournalEntry) -> list[str]:
         proof = "answers" in outcome  # the entry before it has the rest
         found += figures({"answers": outcome["answers"]} if proof else outcome, brief=True)
         found += [f"  {name}: {_sample(outcome[name])}" for name in ("now", "before") if name in outcome]
-        found += [f"  {name}: {outcome[name]}" for name in ("lag", "tokens") if outcome.get(name)]
-        if outcome.get("cost_usd"):
-            found.append(f"  cost: {outcome['cost_usd']:.2f} USD")
+        found += [f"  {name}: {outcome[name]:,}" for name in ("lag", "tokens") if outcome.get(name)]
+        if isinstance(cost := outcome.get("cost_usd"), int | float) and cost:
+            found.append(f"  cost: {usd(cost)} USD")
     return [plain(first), *(f"  {plain(line)}" for line in found)]
 
 

@@ -17,10 +17,12 @@ import click
 from connectors.errors import ConfigurationError, Refused
 from streams import config
 from streams.cli import Options
-from streams.cli.guide import PROVIDERS, TYPES, Given, Guide
-from streams.cli.output import next_line
+from streams.cli.guide import TYPES, Guide
+from streams.cli.guide_answers import Given, Secrets
+from streams.cli.guide_model import PROVIDERS
+from streams.cli.output import next_line, plain
 from streams.cli.session import run
-from streams.config import DEFAULT_PATH, PATH_VARIABLE, Settings
+from streams.config import DEFAULT_PATH, MAX_NAME, PATH_VARIABLE, Settings
 from streams.setup import (
     Draft,
     yaml_text,
@@ -37,16 +39,18 @@ from streams.wiring import weaviate_settings
 @click.option("--weaviate-http", metavar="URL|local", help="Weaviate; local, the default: that of `crossfade up`.")
 @click.option("--weaviate-grpc", metavar="HOST:PORT", help="Beside --weaviate-http.")
 @click.option("--weaviate-api-key", metavar="REFERENCE", help="Where its key stands: '${NAME}' or file:/path.")
-@click.option("--topic", help="The documents topic.")
+@click.option("--topic", metavar="NAME", help="The documents topic.")
 @click.option("--collection", metavar="NAME", help="What commands will call it; from the topic's name by default.")
 @click.option("--fields", metavar="NAME,...", help="The fields whose text is embedded.")
 @click.option("--properties", metavar="NAME:TYPE,...", help=f"Fields kept beside the vector: {TYPES}.")
 @click.option("--provider", type=click.Choice(PROVIDERS), help="The kind of embedding endpoint.")
-@click.option("--url", help="The endpoint, for tei and openai.")
-@click.option("--model", help="The model; TEI says it itself.")
+@click.option("--url", metavar="URL", help="The endpoint, for tei and openai.")
+@click.option("--model", metavar="NAME", help="The model; TEI says it itself.")
 @click.option("--revision", help="The model's revision; TEI says it itself.")
 @click.option("--api-key", metavar="REFERENCE", help="Where the key stands: '${NAME}' or file:/path; never the key.")
-@click.option("--dimensions", type=click.IntRange(1, 65535), help="Of hashing; others are asked for theirs.")
+@click.option(
+    "--dimensions", type=click.IntRange(1, 65535), metavar="N", help="Of hashing; others are asked for theirs."
+)
 @click.option("--document-prefix", help="What the model wants before documents.")
 @click.option("--query-prefix", help="What the model wants before queries.")
 @click.option("--price", type=click.FloatRange(min=0), metavar="USD", help="For a million tokens.")
@@ -67,9 +71,11 @@ def init(options: Options, /, output: Path | None, **given: object) -> None:
     path = output or _default_path(options)
     refuse_existing(path)
     refuse_unwritable(path)
+    refuse_version(str(given["version"]))
     asked = Given(**given)  # type: ignore[arg-type]  # click has checked them
     with _variables() as secrets:
-        guide = Guide(asked, path, secrets, terminal=sys.stdin.isatty() and sys.stdout.isatty())
+        terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        guide = Guide(asked, path, Secrets(path, secrets, terminal), terminal)
         guide.require()
         draft, seen = run(guide.draft())
         settings = write(path, yaml_text(draft, seen))
@@ -103,6 +109,15 @@ def refuse_unwritable(path: Path) -> None:
         raise ConfigurationError(
             f"{path} cannot be written: {folder} is no folder that one may write in",
             next_step="name another place with --output",
+        )
+
+
+def refuse_version(name: str) -> None:
+    """Raises ConfigurationError when no version can be called so: this too is better said before all the questions."""
+    if not re.fullmatch(rf"[a-z0-9_]{{1,{MAX_NAME}}}", name):
+        raise ConfigurationError(
+            f"--version '{plain(name, 2 * MAX_NAME)}' is no version name",
+            next_step=f"up to {MAX_NAME} of a-z, 0-9 and '_', such as --version v1",
         )
 
 

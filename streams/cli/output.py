@@ -19,6 +19,8 @@ from streams.state import CommandOutcome
 
 F = TypeVar("F", bound=Callable[..., None])
 
+WIDTH = 100  # columns that lines of words keep to; tables and names may need more
+
 json_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout and nothing else."
 )
@@ -69,6 +71,19 @@ def moment(at_ms: int) -> str:
     if at_ms <= 0:
         return "-"
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def size(number: int) -> str:
+    """1.2 MB, 340 B: decimal units, as disks are sold."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:,.1f} {unit}"
+    return f"{number} B"
+
+
+def usd(amount: float) -> str:
+    """Cents from a dollar on, three digits below."""
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3g}"
 
 
 def count(number: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from connectors.protocols import JSON, Capacity
-from streams.cli.output import count, duration, plain
+from streams.cli.output import WIDTH, count, duration, plain, size, usd
 from streams.migration.plan import (
     INDEX_BYTES,
     READ_ONLY_SHARE,
@@ -26,7 +26,6 @@ from streams.planning import Planned
 from streams.versions import next_command
 
 LABEL = 11
-WIDTH = 100
 SEVERITY: dict[Severity, str] = {"stops": "stops the build", "loses": "may lose changes", "note": "note"}
 
 
@@ -140,11 +139,6 @@ def _usd_range(cost: Cost) -> str:
     return f"{low} USD" if low == high else f"{low} to {high} USD"
 
 
-def usd(amount: float) -> str:
-    """Cents from a dollar on, three digits below."""
-    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3g}"
-
-
 def _time(plan: Plan, probed: Sequence[Probed]) -> Iterator[str]:
     span = plan.duration
     for one in probed:
@@ -213,14 +207,6 @@ def _risks(risks: Sequence[Risk]) -> Iterator[str]:
         if risk.next_step:
             texts.append(f"-> {plain(risk.next_step)}")
     yield from _labelled("risks", *texts)
-
-
-def size(number: int) -> str:
-    """1.2 MB, 340 bytes: decimal units, as disks are sold."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:,.1f} {unit}"
-    return f"{number} B"
 
 
 def plan_json(planned: Planned) -> dict[str, JSON]:

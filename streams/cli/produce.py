@@ -23,7 +23,8 @@ from streams.cli import Options
 from streams.cli.builds import collection_argument
 from streams.cli.event_file import DocumentEvent, open_events, parse_event, read_lines
 from streams.cli.output import count, emit, json_option, next_line, say
-from streams.cli.session import run, session
+from streams.cli.session import run, session, unconfigured
+from streams.config import Settings
 
 SAY_EVERY_S = 5.0
 
@@ -33,7 +34,12 @@ SAY_EVERY_S = 5.0
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--create-topic", is_flag=True, help="Create the topic, compacted, if it does not exist.")
 @click.option(
-    "--partitions", type=click.IntRange(1, 10_000), default=1, show_default=True, help="Of the topic it creates."
+    "--partitions",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of the topic it creates.",
 )
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Send at most N events.")
 @click.option("--skip", type=click.IntRange(min=0), default=0, metavar="N", help="Leave the first N events out.")
@@ -58,20 +64,23 @@ def produce(
 ) -> None:
     """Send the document events of FILE to the topic of COLLECTION: JSONL, also .zst, .gz, or - for standard input.
 
-    Each line is {"key": "id", "value": {...} or null, "timestamp_ms": optional}; null deletes the document.
+    Each line is {"key": "id", "value": {...} or null, "timestamp_ms": optional}; null deletes the document. Where there
+    is no configuration yet, COLLECTION is the name of a topic in the Kafka of `crossfade up`.
 
     Example: crossfade produce articles events.jsonl.zst --create-topic --limit 1000
     """
 
+    first = unconfigured(options)
+
     async def prepare() -> tuple[TopicFacts, KafkaSettings]:
-        async with session(options) as opened:
-            topic = opened.settings.collection(collection).topic
+        async with session(options, Settings() if first else None) as opened:
+            topic = collection if first else opened.settings.collection(collection).topic
             try:
                 facts = await opened.kafka.facts(topic)
             except NotFound as error:
                 if not create_topic:
                     raise NotFound(
-                        f"topic {topic} of {collection} does not exist",
+                        f"topic {topic}{'' if first else f' of {collection}'} does not exist",
                         next_step=f"crossfade produce {collection} {file} --create-topic [--partitions N]",
                     ) from error
                 await opened.topics.ensure_topic(topic, partitions, {"cleanup.policy": "compact"})
@@ -99,7 +108,7 @@ def produce(
         emit({"topic": facts.name, "sent": produced.count, "last_offsets": last, "interrupted": events.interrupted})
     else:
         click.echo(said)
-        next_line(f"crossfade status {collection}")
+        next_line("crossfade init" if first else f"crossfade status {collection}")
     if events.interrupted:
         raise KeyboardInterrupt
 

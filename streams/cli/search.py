@@ -20,7 +20,13 @@ from streams.search.router import MOST_HITS, Answer, Router
 @collection_argument
 @click.argument("query")
 @click.option(
-    "-k", "limit", type=click.IntRange(1, MOST_HITS), default=10, show_default=True, help="How many documents."
+    "-k",
+    "limit",
+    type=click.IntRange(1, MOST_HITS),
+    default=10,
+    show_default=True,
+    metavar="K",
+    help="How many documents.",
 )
 @click.option("--version", metavar="VERSION", help="Ask this version, whatever serves.")
 @json_option

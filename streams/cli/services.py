@@ -5,7 +5,6 @@ They never start anything where addresses are configured, and stop only what `up
 
 from __future__ import annotations
 
-import os
 from typing import Literal, get_args
 
 import click
@@ -15,8 +14,8 @@ from connectors.kafka.topics import Topics
 from connectors.weaviate.spaces import open_store
 from streams.cli import Options
 from streams.cli.output import emit, json_option, next_line, say
-from streams.cli.session import BROKER_PATIENCE_S, read_settings, run
-from streams.config import DEFAULT_PATH, PATH_VARIABLE, Settings
+from streams.cli.session import BROKER_PATIENCE_S, read_settings, run, unconfigured
+from streams.config import Settings
 from streams.wiring import SERVICES_FOLDER, kafka_settings, weaviate_settings
 
 How = Literal["auto", "docker", "local"]
@@ -39,7 +38,7 @@ def up(options: Options, how: How, as_json: bool) -> None:
 
     Example: crossfade up
     """
-    settings = _settings(options)
+    settings = Settings() if unconfigured(options) else read_settings(options)[1]
     kafka_given, weaviate_given = bool(settings.kafka.bootstrap_servers), bool(settings.weaviate.http)
     if not (kafka_given and weaviate_given):
         services.up(SERVICES_FOLDER, say=say, how=how)
@@ -52,13 +51,8 @@ def up(options: Options, how: How, as_json: bool) -> None:
         return
     for name, address in addresses.items():
         click.echo(f"{name.replace('_', ' ')}: {address}")
-    next_line("crossfade worker" if settings.collections else "crossfade init")
-
-
-def _settings(options: Options) -> Settings:
-    """Of the file; its defaults where none is named and none is there: services come before `crossfade init`."""
-    named = options.config is not None or os.environ.get(PATH_VARIABLE)
-    return read_settings(options)[1] if named or DEFAULT_PATH.is_file() else Settings()
+    first = "crossfade produce TOPIC FILE --create-topic, then: crossfade init"
+    next_line("crossfade worker" if settings.collections else first)
 
 
 async def _answering(settings: Settings) -> dict[str, str]:

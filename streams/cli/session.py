@@ -6,6 +6,7 @@ It never waits without a word, and opens Weaviate only for verbs that use it, so
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -24,7 +25,7 @@ from connectors.kafka.topics import Topics
 from streams import config, control
 from streams.cli import Options
 from streams.cli.output import say
-from streams.config import Settings
+from streams.config import DEFAULT_PATH, PATH_VARIABLE, Settings
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command, CommandOutcome, TopicNames
 from streams.views import ProgressView, StateView
@@ -45,6 +46,11 @@ def read_settings(options: Options) -> tuple[Path, Settings]:
     """Raises ConfigurationError that says where it looked, or every line that is wrong."""
     path = config.find_config(options.config)
     return path, config.load(path)
+
+
+def unconfigured(options: Options) -> bool:
+    """No file is named, and none is where it would be looked for: services and documents come before `init`."""
+    return options.config is None and not os.environ.get(PATH_VARIABLE) and not DEFAULT_PATH.is_file()
 
 
 def run(work: Coroutine[None, None, T]) -> T:
@@ -94,9 +100,11 @@ class Session:
 
 
 @asynccontextmanager
-async def session(options: Options) -> AsyncIterator[Session]:
-    """Kafka alone. Raises ConfigurationError; Unreachable within seconds when no broker answers."""
-    _, settings = read_settings(options)
+async def session(options: Options, settings: Settings | None = None) -> AsyncIterator[Session]:
+    """Kafka alone; `settings` instead of those of the file. Raises ConfigurationError; Unreachable within seconds when
+    no broker answers."""
+    if settings is None:
+        settings = read_settings(options)[1]
     kafka = replace(kafka_settings(settings), request_timeout_s=2 * BROKER_PATIENCE_S)
     topics = Topics(kafka)
     await topics.wait_for_broker(BROKER_PATIENCE_S, say)

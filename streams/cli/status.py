@@ -6,6 +6,7 @@ It reads the state and progress topics only, so it works while Weaviate and the 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
@@ -27,12 +28,15 @@ from streams.cli.status_lines import (
     line,
     next_of,
     note,
+    notes,
     refresh_s,
     status_of,
     table,
     version_json,
 )
 from streams.config import Settings, envelope_of
+from streams.config_operation import Retention
+from streams.migration.retention import reminder
 from streams.state import CollectionState, unknown
 from streams.versions import Stage
 from streams.views import ProgressView, StateView
@@ -220,8 +224,13 @@ def _versions(
         )
         for build in sorted(view.builds_of(state.collection), key=lambda build: build.epoch)
     ]
-    built = {one.version for one in statuses}
+    built = {one.version: one for one in statuses}
     configured = settings.collections.get(state.collection)
+    if (kept := built.get(state.previous or "")) is not None:
+        serving = view.builds.get(f"{state.collection}/{state.serving}")
+        rules = configured.retention if configured is not None else Retention()
+        reminds = reminder(state, serving, kept.build, rules, wall_ms())
+        statuses[statuses.index(kept)] = dataclasses.replace(kept, reminder=reminds)
     if configured is not None:
         for name, version in configured.versions.items():
             if name not in built:
@@ -261,7 +270,7 @@ def _parts(shown: Shown, in_full: bool) -> list[tuple[Text, VersionStatus | None
     parts: list[tuple[Text, VersionStatus | None]] = []
     for state, statuses in shown:
         parts.append((Text(plain(heading(state)), style="bold"), None))
-        for said, step in state.notes:
+        for said, step in notes(state, statuses):
             parts.append((Text(f"  {plain(said)}", style="yellow"), None))
             if step:
                 parts.append((Text(f"  next: {plain(step)}", style="dim"), None))
@@ -287,6 +296,6 @@ def _json(state: CollectionState, statuses: Sequence[VersionStatus]) -> dict[str
         "alias": state.alias,
         "topic": state.topic,
         "under_way": state.intent.command.verb if state.intent else None,
-        "notes": [{"note": said, "next": step} for said, step in state.notes],
+        "notes": [{"note": said, "next": step} for said, step in notes(state, statuses)],
         "versions": [version_json(one) for one in statuses],
     }

@@ -30,7 +30,8 @@ class VersionStatus:
 
     `silent`: partitions whose owner has not reported lately. `build` None: declared in the configuration only, and
     `refused` then says why it was not started, if it was tried. `reports`: the newest record of each partition.
-    `rolled_back`: the last change of what serves was a rollback, which another rollback would undo.
+    `rolled_back`: the last change of what serves was a rollback, which another rollback would undo. `reminder`: of a
+    previous version whose retention is over, or ends by itself, with the command to type.
     """
 
     collection: str
@@ -43,6 +44,7 @@ class VersionStatus:
     reports: tuple[ProgressRecord, ...] = ()
     now_ms: int = 0
     rolled_back: bool = False
+    reminder: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -240,6 +242,8 @@ def next_of(status: VersionStatus) -> str:
         return f"crossfade search {build.collection} QUERY"
     if status.rolled_back and build.stage is Stage.SERVING:
         return f"crossfade search {build.collection} QUERY"
+    if build.stage is Stage.SERVING:
+        return f"crossfade rollback {build.collection}, if anything is wrong with {build.version}"
     if status.rolled_back and build.stage is Stage.PREVIOUS:
         return f"crossfade cutover {this} --check, or crossfade retire {this} --confirm {build.version}"
     if build.stage is Stage.READY and status.whole is not None and status.whole.unsettled:
@@ -258,6 +262,11 @@ def heading(collection: CollectionState) -> str:
     if collection.intent is not None:
         parts.append(f"{collection.intent.command.verb} under way")
     return f"{collection.collection}: {', '.join(parts)}"
+
+
+def notes(collection: CollectionState, statuses: Sequence[VersionStatus]) -> list[tuple[str, str]]:
+    """What is to be said of a collection above its versions, each with the command that helps (or "")."""
+    return collection.notes + [one.reminder for one in statuses if one.reminder is not None]
 
 
 # one version in full

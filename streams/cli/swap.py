@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from streams.cli import Options
 from streams.cli.builds import collection_argument, timeout_option, version_argument, why_option
-from streams.cli.output import Failed, emit, json_option, next_line, outcome_json, plain, require, say
+from streams.cli.output import Failed, count, emit, json_option, next_line, outcome_json, plain, require, say
 from streams.cli.session import ASK_S, SWEEP_S, ask, run, session
 from streams.control import whoami
 from streams.migration.gate import GateResult
@@ -24,7 +24,7 @@ from streams.state import Command, CommandOutcome
 @version_argument
 @click.option("--check", is_flag=True, help="Only report whether it could: nothing is moved.")
 @click.option("--approve", is_flag=True, help="Let a cutover that waits for approval go on.")
-@click.option("--cancel", is_flag=True, help="Withdraw a cutover that waits.")
+@click.option("--cancel", is_flag=True, help="Withdraw a cutover that waits, or is still examined.")
 @click.option(
     "--force",
     metavar="REASON",
@@ -74,7 +74,7 @@ def cutover(
             if not (approve or cancel):
                 args["from"] = view.collection(collection).serving  # refused if somebody swaps before it arrives
             command = Command(verb="cutover", collection=collection, version=version, args=args, who=whoami(), why=why)
-            waits_for = "the sweep of the whole space and the gate" + ("" if check else ", then the swap")
+            waits_for = "the sweep and the gate" if check else "the sweep, the gate and the swap"
             outcome = await ask(opened, view, command, timeout_s=timeout_s, waits_for=waits_for)
             previous = view.collection(collection).previous
         then = outcome.next_step if not outcome.ok else _next(outcome, collection, version, check or cancel, previous)
@@ -150,13 +150,18 @@ def figures(data: Mapping[str, JsonValue], *, brief: bool = False) -> list[str]:
     """What was looked at before a cutover and after it, a line each; none of what was not. `brief`: of the gate, the
     verdict and what did not pass."""
     found = ", ".join(
-        f"{name} {data[name]}" for name in ("checked", "missing", "stale", "extra", "held") if name in data
+        f"{name} {_number(data[name])}" for name in ("checked", "missing", "stale", "extra", "held") if name in data
     )
     lines = [f"  sweep: {found}"] if found else []
     gate = data.get("gate")
     if isinstance(gate, Mapping):
         said = GateResult.from_json(gate).lines()
         lines += [f"  {plain(line)}" for line in said if not (brief and line.startswith("  ok "))]
+    warmed = data.get("warm_up")
+    if isinstance(warmed, Mapping) and "text" in warmed:
+        lines.append(f"  {plain(str(warmed['text']))}")
+    if isinstance(accepted := data.get("accepted_held"), list):
+        lines.append(f"  accepted in the dead letters: {plain(', '.join(map(str, accepted)))}")
     for name, title in (
         ("forced", "forced"),
         ("accepted_inconclusive", "accepted although inconclusive"),
@@ -169,6 +174,10 @@ def figures(data: Mapping[str, JsonValue], *, brief: bool = False) -> list[str]:
         answers = data["answers"]
         lines.append(f"  verified: {'its queries are answered by its space' if answers == VERIFIED else 'NO'}")
     return lines
+
+
+def _number(value: JsonValue) -> str:
+    return f"{value:,}" if isinstance(value, int) else plain(str(value))
 
 
 @click.command()
@@ -226,7 +235,9 @@ def rollback(
         else:
             if _verified(outcome):
                 click.echo(outcome.message)
-            click.echo(f"  {outcome.data.get('serving')} was {outcome.data.get('lag', 0)} events behind the log")
+            lag = outcome.data.get("lag", 0)
+            behind = count(lag if isinstance(lag, int) else 0, "event")
+            click.echo(f"  {outcome.data.get('serving')} was {behind} behind the log")
             for line in figures(outcome.data):
                 click.echo(line)
         if not _verified(outcome):

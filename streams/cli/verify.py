@@ -13,7 +13,7 @@ from connectors.errors import Refused, Transient
 from connectors.protocols import JSON
 from streams.cli import Options
 from streams.cli.builds import collection_argument, timeout_option, version_argument
-from streams.cli.output import Failed, emit, json_option, next_line, plain, require, say
+from streams.cli.output import Failed, count, emit, json_option, next_line, plain, require, say
 from streams.cli.session import ASK_S, SWEEP_S, Session, ask, reporting, run, session, with_weaviate
 from streams.control import whoami
 from streams.migration.sweep import NAMED, Sweep
@@ -104,7 +104,7 @@ def redrive(options: Options, collection: str, version: str, timeout_s: float, a
     if as_json:
         emit({"collection": collection, "version": version, "applied": applied, "refused": refused, "next": then})
         return
-    click.echo(f"{build.key}: {applied} dead letters applied, {refused} refused again")
+    click.echo(f"{build.key}: {count(applied, 'dead letter')} applied, {refused:,} refused again")
     next_line(then)
 
 
@@ -128,7 +128,7 @@ async def _have_done(
         found = reports.partitions(build)
         return len(found) == build.partitions and all(report.requests_done >= number for report in found)
 
-    say(f"{verb} of {build.key}: waiting for the owners of its {build.partitions} partitions")
+    say(f"{verb} of {build.key}: waiting for whoever owns its {count(build.partitions, 'partition')}")
     try:
         async with asyncio.timeout(timeout_s):
             await progress.wait_for(done)
@@ -153,11 +153,11 @@ def _next(build: BuildState, found: Sweep) -> str:
 def _print(build: BuildState, found: Sweep) -> None:
     click.echo(f"{build.key}: {'clean' if found.clean else 'not clean'}  (space {build.space}, topic {build.topic})")
     click.echo(
-        f"  checked {found.checked:,}, missing {found.missing}, stale {found.stale}, extra {found.extra}, "
-        f"held {found.held}"
+        f"  checked {found.checked:,}, missing {found.missing:,}, stale {found.stale:,}, extra {found.extra:,}, "
+        f"held {found.held:,}"
     )
     if found.moved:
-        click.echo(f"  {found.moved} left out: newer records of them came while the sweep ran")
+        click.echo(f"  {found.moved:,} left out: newer records of them came while the sweep ran")
     for kind, meaning in MEANING.items():
         if keys := _named(found, kind):
             click.echo(f"  {kind} ({meaning}): {', '.join(plain(key) for key in keys)}")

@@ -20,7 +20,7 @@ def worker(options: Options) -> None:
     More workers share the partitions. SIGTERM or Ctrl-C drains, commits and leaves; a new version in the
     configuration file is started within seconds, at once on SIGHUP.
 
-    Example: crossfade --log-level info worker
+    Example: crossfade worker
     """
     path, settings = read_settings(options)
     run(Worker(path, settings).run())

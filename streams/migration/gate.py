@@ -18,6 +18,7 @@ from streams.migration.evaluate import CONFIDENCE, Comparison, Estimate
 from streams.progress import ProgressRecord
 
 NOT_SWEPT = "not swept; cutover does"
+MOST_SLICES = 20  # named in the notes
 
 
 class Verdict(StrEnum):
@@ -263,9 +264,11 @@ def _remarks(gate: Gate, found: Comparison) -> list[str]:
     notes += [
         f"slice {one.name!a}: recall is {_times(one.ratio.value)} what it was {_interval(one.ratio)}, "
         f"over {one.queries:,} queries"
-        for one in worse
+        for one in worse[:MOST_SLICES]
         if one.ratio is not None
     ]
+    if len(worse) > MOST_SLICES:
+        notes.append(f"{len(worse) - MOST_SLICES:,} more slices are worse: crossfade evaluate --json has all of them")
     return notes
 
 

@@ -14,7 +14,7 @@ from streams.config_operation import Gate
 from streams.documents import object_id
 from streams.migration.evaluate import Comparison, Reply, compare
 from streams.migration.gate import Unjudged
-from streams.migration.golden import GoldenQuery, GoldenSet, load_golden
+from streams.migration.golden import GoldenQuery, GoldenSet
 from streams.retry import a_while
 
 AT_ONCE = 4
@@ -35,6 +35,7 @@ def _silent(_: int) -> None:
 async def quality_of(
     ask_old: Ask | None,
     ask_new: Ask,
+    golden: GoldenSet | None,
     gate: Gate,
     *,
     versions: tuple[str, str] = ("old", "new"),
@@ -42,11 +43,10 @@ async def quality_of(
 ) -> Comparison | Unjudged | None:
     """What `gate.judge` takes: None without a golden set, Unjudged when trouble lasts while its queries are asked.
 
-    Raises ConfigurationError for a golden set that cannot be used, and whatever `Ask` raises that is not Transient.
+    Raises whatever `Ask` raises that is not Transient.
     """
-    if gate.golden is None:
+    if golden is None:
         return None
-    golden = await load_golden(gate.golden)
     try:
         return await evaluate_spaces(ask_old, ask_new, golden, gate, versions=versions, holds=holds)
     except Transient as error:
@@ -114,11 +114,10 @@ def holds_of(collection: str, *spaces: Space) -> Holds:
     async def holds(keys: Sequence[str]) -> set[str]:
         found: set[str] = set()
         for space in spaces:
-            left = {object_id(collection, key, 0): key for key in keys if key not in found}
-            uuids = list(left)
-            for start in range(0, len(uuids), KEYS_AT_ONCE):
-                heads = await space.heads(uuids[start : start + KEYS_AT_ONCE])
-                found.update(left[uuid] for uuid in heads)
+            left = [key for key in keys if key not in found]
+            for start in range(0, len(left), KEYS_AT_ONCE):  # ids too: 200,000 at once would hold up the event loop
+                ids = {object_id(collection, key, 0): key for key in left[start : start + KEYS_AT_ONCE]}
+                found.update(ids[uuid] for uuid in await space.heads(list(ids)))
         return found
 
     return holds

@@ -239,11 +239,14 @@ class Plan:
         return (*self.present, self.new)
 
 
-def replayers(version: Version, prices: Mapping[str, float]) -> list[Replayer]:
-    """The endpoints that may serve a replay, as configured; none for a model without an endpoint."""
+REPLAY = frozenset({"replay", *TIERS})
+
+
+def replayers(version: Version, prices: Mapping[str, float], lanes: frozenset[str] = REPLAY) -> list[Replayer]:
+    """The endpoints that may serve a replay, or other `lanes`, as configured; none for a model without an endpoint."""
     found = []
     for place, endpoint in enumerate(version.endpoints):
-        if endpoint.lanes is not None and not {"replay", *TIERS} & set(endpoint.lanes):
+        if endpoint.lanes is not None and not lanes & set(endpoint.lanes):
             continue
         price = endpoint.price_per_million_tokens
         found.append(

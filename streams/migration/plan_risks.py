@@ -54,13 +54,13 @@ def risks(plan: Plan, topic: Topic, build: BuildState | None) -> list[Risk]:
     """The worst first. `build`: the newest one of this version, None when it was never started."""
     found = [
         *_keys(plan, topic),
-        *_retention(plan, topic),
+        *_retention(topic, plan.duration.seconds),
         *_transactions(topic),
         *_money(plan),
         *_room(plan),
         *_refused(plan),
         *_build(plan, build),
-        *_tombstones(plan, topic),
+        *_tombstones(topic, plan.duration.seconds),
         *_superseded(plan, topic),
     ]
     order: Sequence[Severity] = ("stops", "loses", "note")
@@ -83,7 +83,13 @@ def _keys(plan: Plan, topic: Topic) -> list[Risk]:
     ]
 
 
-def _retention(plan: Plan, topic: Topic) -> list[Risk]:
+def topic_risks(topic: Topic) -> list[Risk]:
+    """Of the topic alone, whatever is built from it."""
+    return [*_retention(topic, 0.0), *_transactions(topic), *_tombstones(topic, 0.0)]
+
+
+def _retention(topic: Topic, seconds: float | None) -> list[Risk]:
+    """`seconds`: how long a replay takes, None where nobody knows."""
     policy = topic.settings.get("cleanup.policy")
     if policy is None:
         return [
@@ -102,7 +108,6 @@ def _retention(plan: Plan, topic: Topic) -> list[Risk]:
         if bounded:
             said = " and ".join(f"{name}={topic.settings.get(name, '?')}" for name in bounded)
             kept_ms = limits["retention.ms"]
-            seconds = plan.duration.seconds
             late = kept_ms is not None and kept_ms >= 0 and (seconds is None or seconds * 1000 >= kept_ms)
             found.append(
                 Risk(
@@ -118,9 +123,10 @@ def _retention(plan: Plan, topic: Topic) -> list[Risk]:
     if "compact" not in policies:
         found.append(
             Risk(
-                "note",
+                "stops",
                 "not_compacted",
-                f"{topic.name} is not compacted: it keeps every form of every document, and grows with each edit",
+                f"{topic.name} is not compacted, so no version is built from it: it would keep every form of every "
+                "document, or forget those that nobody writes again",
                 f"set cleanup.policy=compact on {topic.name}",
             )
         )
@@ -237,11 +243,10 @@ def _build(plan: Plan, build: BuildState | None) -> list[Risk]:
     ]
 
 
-def _tombstones(plan: Plan, topic: Topic) -> list[Risk]:
+def _tombstones(topic: Topic, seconds: float | None) -> list[Risk]:
     kept_ms = topic.milliseconds("delete.retention.ms")
     if kept_ms is None or "compact" not in topic.settings.get("cleanup.policy", ""):
         return []
-    seconds = plan.duration.seconds
     if seconds is not None and seconds * 1000 >= kept_ms:
         return [
             Risk(

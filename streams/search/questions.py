@@ -5,13 +5,14 @@ Each query goes through the router, so it meets vectors of its own model only. N
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 
 from connectors import reserved
-from connectors.errors import AccessDenied, Transient
+from connectors.errors import AccessDenied, ConfigurationError, Transient
 from streams.migration.evaluate import Reply, Scored
 from streams.migration.gate import GateResult, Health, Swept, judge
-from streams.migration.golden import load_golden
+from streams.migration.golden import GoldenSet, load_golden
 from streams.migration.judging import Ask, holds_of, quality_of
 from streams.progress import combine
 from streams.search.router import Router
@@ -38,9 +39,11 @@ class Questions:
         gate = self._out.settings.collection(collection).gate
         space = self._out.store.space(build.space)
         spaces = [space] if serving is None else [space, self._out.store.space(serving.space)]
+        golden = await self._golden(collection)
         quality = await quality_of(
-            None if serving is None else self._ranked(serving),
-            self._ranked(build),
+            None if serving is None else ranked(self._router, collection, serving.version),
+            ranked(self._router, collection, build.version),
+            golden,
             gate,
             versions=("nothing" if serving is None else serving.version, build.version),
             holds=holds_of(collection, *spaces),
@@ -62,15 +65,29 @@ class Questions:
 
     async def queries(self, collection: str) -> Sequence[str]:
         """The golden set's, in its order; none without one. Raises ConfigurationError when it cannot be used."""
+        golden = await self._golden(collection)
+        return [] if golden is None else [query.query for query in golden.queries]
+
+    async def _golden(self, collection: str) -> GoldenSet | None:
+        """As this process finds it: whoever asked for a cutover may sit at a machine that has the file."""
         path = self._out.settings.collection(collection).gate.golden
-        return [] if path is None else [query.query for query in (await load_golden(path)).queries]
+        try:
+            return None if path is None else await load_golden(path)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"the worker that judges, on {socket.gethostname()}, cannot use gate.golden: {error.message}",
+                next_step=f"{error.next_step}; every worker needs it, at the place its configuration names",
+            ) from error
 
     async def close(self) -> None:
         await self._router.close()
 
-    def _ranked(self, build: BuildState) -> Ask:
-        async def ask(query: str, k: int) -> Reply:
-            answer = await self._router.search(build.collection, query, k, build.version)
-            return Reply(tuple(Scored(hit.doc_id, hit.score) for hit in answer.hits), answer.took_ms)
 
-        return ask
+def ranked(router: Router, collection: str, version: str) -> Ask:
+    """Asks the space of one version, with that version's encoder. It raises as the router does."""
+
+    async def ask(query: str, k: int) -> Reply:
+        answer = await router.search(collection, query, k, version)
+        return Reply(tuple(Scored(hit.doc_id, hit.score) for hit in answer.hits), answer.took_ms)
+
+    return ask

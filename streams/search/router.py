@@ -12,6 +12,7 @@ from typing import Protocol
 from connectors.errors import ConfigurationError, NotFound, Refused
 from connectors.protocols import JSON, Hit, Space, VectorStore
 from streams.config import Settings, envelope_of
+from streams.config_embedders import Version
 from streams.encoding import Encoder
 from streams.search.nearest import nearest
 from streams.state import BuildState, CollectionState
@@ -91,12 +92,14 @@ class Answer:
 
 
 class Router:
-    """Safe for any number of queries at once. Holds an encoder for each fingerprint; `close` closes them."""
+    """Safe for any number of queries at once. Holds an encoder for each fingerprint, made anew when the configuration
+    of its version changes (an endpoint that moved); `close` closes them, also those that queries may still be using."""
 
     def __init__(self, outside: Outside, state: State) -> None:
         self._out = outside
         self._state = state
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str, tuple[Version, Encoder]] = {}
+        self._replaced: list[Encoder] = []
         self._spaces: dict[str, Space] = {}
 
     def resolve(self, collection: str, version: str | None = None) -> Route:
@@ -147,7 +150,8 @@ class Router:
         )
 
     async def close(self) -> None:
-        encoders, self._encoders = list(self._encoders.values()), {}
+        encoders = [*self._replaced, *(encoder for _, encoder in self._encoders.values())]
+        self._replaced, self._encoders = [], {}
         for encoder in encoders:
             await encoder.close()
 
@@ -188,6 +192,10 @@ class Router:
                 next_step="use the configuration of the workers that built it; a changed model needs a version name "
                 "of its own",
             )
-        if fingerprint not in self._encoders:
-            self._encoders[fingerprint] = make_encoder(self._out.settings, configured, version, canary=build.canary)
-        return self._encoders[fingerprint]
+        made_of, encoder = self._encoders.get(fingerprint, (None, None))
+        if encoder is None or (made_of is not version and made_of != version):
+            if encoder is not None:
+                self._replaced.append(encoder)
+            encoder = make_encoder(self._out.settings, configured, version, canary=build.canary)
+            self._encoders[fingerprint] = version, encoder
+        return encoder

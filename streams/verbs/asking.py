@@ -35,8 +35,10 @@ async def queries_of(desk: Desk, collection: str) -> Sequence[str]:
         return PROBE_TEXTS
 
 
-async def sample(desk: Desk, build: BuildState, queries: Sequence[str], for_s: float) -> Sample | None:
-    """Ask 20 to 100 queries one after the other, fewer when that takes longer than `for_s`.
+async def sample(
+    desk: Desk, build: BuildState, queries: Sequence[str], for_s: float, *, most: int | None = None
+) -> Sample | None:
+    """Ask 20 to 100 queries one after the other, or `most` of them; fewer when that takes longer than `for_s`.
 
     None when it is this process that cannot ask (its configuration is of another model, say): that tells nothing of
     the space.
@@ -44,7 +46,7 @@ async def sample(desk: Desk, build: BuildState, queries: Sequence[str], for_s: f
     loop = asyncio.get_running_loop()
     ends_s = loop.time() + for_s
     answers: list[Answered] = []
-    wanted = min(max(len(queries), LEAST_ASKED), MOST_ASKED)
+    wanted = min(max(len(queries), LEAST_ASKED), MOST_ASKED) if most is None else most
     for at in range(wanted):
         began_s = loop.time()
         try:

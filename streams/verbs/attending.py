@@ -1,4 +1,5 @@
-"""What the controller does without being asked: go on with a cutover that waited, and watch over one that was made.
+"""What the controller does without being asked: go on with a cutover that waited, watch over one that was made, and,
+where that is configured, retire the version that was kept after it.
 
 It acts through commands like anybody else, so that each of them is applied once, checked and journalled; after a
 crash the next controller goes on from the state.
@@ -8,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from connectors.errors import CrossfadeError
 from streams.migration.watch import IN_A_ROW, after, crossed, next_step
-from streams.state import CollectionState, Command, Sample, Watching
+from streams.state import CollectionState, Command, Notice, Sample, StageChange, Watching
 from streams.verbs.asking import queries_of, sample
-from streams.verbs.desk import Desk
+from streams.verbs.desk import Desk, NotYet
+from streams.verbs.ending import due
+from streams.verbs.telling import HOOKS, tell_after, waits
 from streams.verbs.waiting import GOES_ON, may_go_on
 
 log = logging.getLogger(__name__)
@@ -26,17 +29,19 @@ WATCH = "watch"
 """The origin of a rollback by a watch, and the name it has in the journal."""
 
 TRY_AGAIN_S = 10.0
+RETENTION_EVERY_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Amendment:
-    """A collection's state as it shall be, and what the journal says of it."""
+    """A collection's state as it shall be, and what the journal says of it. `told`: a change hooks have heard of."""
 
     state: CollectionState
     command: Command
     event: str
     message: str
     data: dict[str, JsonValue]
+    told: str = ""
 
 
 class Attendant:
@@ -68,8 +73,12 @@ class Attendant:
         for name, collection in found.items():
             if collection.pending is not None and ("pending", name) not in self._tasks:
                 self._tasks["pending", name] = asyncio.create_task(self._guarded(self._go_on, name))
+            if waits(collection) and ("hooks", name) not in self._tasks:
+                self._tasks["hooks", name] = asyncio.create_task(self._guarded(self._tell, name))
             if collection.watch is not None and collection.watch.going and ("watch", name) not in self._tasks:
                 self._tasks["watch", name] = asyncio.create_task(self._guarded(self._watch, name))
+            if collection.previous is not None and ("retention", name) not in self._tasks:
+                self._tasks["retention", name] = asyncio.create_task(self._guarded(self._retire, name))
 
     async def close(self) -> None:
         for task in self._tasks.values():
@@ -102,18 +111,42 @@ class Attendant:
         if now is not None and now.pending == pending:
             await asyncio.sleep(TRY_AGAIN_S)  # some trouble: the same command again
 
+    # the retention
+
+    async def _retire(self, name: str) -> None:
+        """One look, and a pause until the next: days are what is counted here."""
+        current = self._state(name)
+        command = due(self._desk, current) if current is not None and not self._busy(name) else None
+        if current is not None and command is not None and current.outcome(command.id) is None:
+            log.info("%s/%s has been kept long enough: it is retired", name, command.version)
+            await self._handle(command)
+        await asyncio.sleep(RETENTION_EVERY_S)
+
+    # hooks that are told of what has changed
+
+    async def _tell(self, name: str) -> None:
+        await tell_after(self._desk, name, self._told)
+
+    async def _told(
+        self, name: str, change: StageChange, event: str, message: str, results: dict[str, JsonValue]
+    ) -> None:
+        command = Command(
+            id=f"{HOOKS}/{change.id}", verb=change.verb, collection=name, version=change.version, who=HOOKS
+        )
+        await self._amend(name, lambda current: Amendment(current, command, event, message, results, change.id))
+
     # the watch
 
     async def _watch(self, name: str) -> None:
         """From now to its end, or until something else is swapped or this is no longer the controller."""
         looks: list[Sample] = []
+        queries = await queries_of(self._desk, name)
         first = self._watching(name)
         while (watching := self._watching(name)) is not None and first is not None:
             if watching.swap_id != first.swap_id:
                 return
             await asyncio.sleep(watching.bounds.every_s)
             build = self._desk.state.builds[f"{name}/{watching.version}"]
-            queries = await queries_of(self._desk, name)
             look = await sample(self._desk, build, queries, watching.bounds.every_s)
             looks = [*looks, look][-IN_A_ROW:] if look is not None else looks
             if (step := next_step(watching, looks, self._desk.out.wall_ms())) is not None:
@@ -121,20 +154,21 @@ class Attendant:
                     log.error("%s/%s since its cutover: %s", name, watching.version, step.reason)
                 await self._amend(name, _amendment(after(watching, step), look))
             now = self._watching(name)
-            if now is not None and now.swap_id == watching.swap_id and now.result == "crossed" and now.bounds.rollback:
-                await self._go_back(name, now)
+            if now is None or now.swap_id != watching.swap_id or now.result != "crossed" or not now.bounds.rollback:
+                continue
+            if look is not None and crossed(now.before, look, now.bounds) is not None:  # not while it is well again
+                await self._go_back(name, now, queries)
 
     def _watching(self, name: str) -> Watching | None:
         current = self._state(name)
         watch = current.watch if current is not None else None
         return watch if watch is not None and watch.going else None
 
-    async def _go_back(self, name: str, watching: Watching) -> None:
+    async def _go_back(self, name: str, watching: Watching, queries: Sequence[str]) -> None:
         """Roll back, unless the previous version answers no better now: that would help nobody."""
         if watching.previous is None:
             return
         previous = self._desk.state.builds[f"{name}/{watching.previous}"]
-        queries = await queries_of(self._desk, name)
         there = await sample(self._desk, previous, queries, watching.bounds.every_s)
         if there is None or (no_better := crossed(watching.before, there, watching.bounds)) is not None:
             said = no_better if there is not None else "it cannot be asked from here"
@@ -154,6 +188,32 @@ class Attendant:
         if outcome is not None and not outcome.ok:
             refused = watching.model_copy(update={"result": "not rolled back", "reason": outcome.message})
             await self._amend(name, _amendment(refused, there))
+
+
+def held_back(command: Command, error: NotYet, now_ms: int) -> Callable[[CollectionState], Amendment | None]:
+    """A build that is complete, and that a hook does not let be ready: nobody waits for an answer, so `status` says
+    it."""
+
+    def change(current: CollectionState) -> Amendment | None:
+        if current.notice is not None and current.notice.text == error.message:
+            return None
+        notice = Notice(at_ms=now_ms, text=error.message, next_step=error.next_step, about=command.id)
+        state = current.model_copy(update={"notice": notice})
+        return Amendment(state, command, "held back by a hook", error.message, {})
+
+    return change
+
+
+def let_go(command: Command) -> Callable[[CollectionState], Amendment | None]:
+    """The hook agrees now: the notice that it did not is over."""
+
+    def change(current: CollectionState) -> Amendment | None:
+        if current.notice is None or current.notice.about != command.id:
+            return None
+        state = current.model_copy(update={"notice": None})
+        return Amendment(state, command, "no longer held back by a hook", "", {})
+
+    return change
 
 
 def _amendment(after: Watching, look: Sample | None) -> Callable[[CollectionState], Amendment | None]:

@@ -119,6 +119,9 @@ async def _declare(
         if command.args.get("origin") == "configuration":
             await desk.state.done(command, f"{existing.key} is {existing.stage}; nothing to do")
             return None
+        if existing.stage is Stage.BUILDING and existing.fingerprint == envelope.fingerprint:
+            await _already(desk, command, existing)
+            return None
         check_transition(existing.stage, Stage.BUILDING, collection=command.collection, version=name)
     facts = await desk.out.kafka.facts(configured.topic)
     if "compact" not in facts.cleanup_policy:
@@ -160,6 +163,25 @@ async def _declare(
     collection = collection.model_copy(update={"epochs": epoch, "intent": Intent(command=command)})
     await desk.state.commit(collection, [build], command, "declared")
     return build
+
+
+async def _already(desk: Desk, command: Command, build: BuildState) -> None:
+    """A worker has found the version in its configuration before the operator's `start` came: that is what was wanted.
+
+    Raises Refused where other controls were asked for than it runs with.
+    """
+    wanted = changed_controls(build.controls, command.args)
+    if wanted != build.controls:
+        asked = [
+            f"{name}={f'{value:.10g}' if isinstance(value, float) else 'none' if value is None else value}"
+            for name, value in wanted
+            if value != getattr(build.controls, name)
+        ]
+        raise Refused(
+            f"{build.key} is building already, with {summary(build.controls)}",
+            next_step=f"crossfade set {build.collection} {build.version} {' '.join(asked)}",
+        )
+    await desk.state.done(command, f"{build.key} is building already: space {build.space}")
 
 
 async def _create_and_begin(desk: Desk, command: Command, configured: config.Collection, build: BuildState) -> None:

@@ -14,6 +14,7 @@ from connectors.errors import Refused
 from connectors.protocols import Embedder, Log, VectorStore
 from streams.config import Settings
 from streams.config_embedders import Version
+from streams.config_operation import Hook
 from streams.migration.gate import GateResult, Swept
 from streams.migration.sweep import Sweep
 from streams.progress import Counters
@@ -38,7 +39,7 @@ class Outside:
     """What the controller acts on. `settings` reads the configuration anew; `make_embedders`: of each endpoint, with
     its name; `sweep` compares a build with the log; `judge` is the gate, of a build against what serves (None: nothing
     yet); `ask` puts one query to a build's space with the build's own encoder; `queries`: those of a collection's
-    golden set, none without one; `file_exists` on this machine, also when nobody can tell."""
+    golden set, none without one; `file_exists` on this machine, also when nobody can tell; `hooks` of a collection."""
 
     settings: Callable[[], Settings]
     kafka: Log
@@ -50,6 +51,7 @@ class Outside:
     ask: Callable[[BuildState, str], Awaitable[Asked]]
     queries: Callable[[str], Awaitable[Sequence[str]]]
     file_exists: Callable[[str], Awaitable[bool]]
+    hooks: Callable[[str], Sequence[Hook]] = lambda _: ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a cutover looks at before anything is moved: may it begin, the sweep, the gate, and nothing in doubt.
+"""What a cutover looks at before anything is moved: may it begin, the sweep, the gate, the warm-up, nothing in doubt.
 
 It takes as long as a sweep takes, and changes nothing: commands of the same collection go on meanwhile.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -14,13 +15,20 @@ from pydantic import JsonValue
 from connectors.errors import Refused
 from streams.migration.gate import GateResult, Swept, Verdict
 from streams.migration.sweep import Sweep
+from streams.migration.warm_up import all_failed, figures, stable, unheard
 from streams.progress import FRESH_MS
-from streams.state import Bounds, BuildState, CollectionState, Command
+from streams.state import Bounds, BuildState, CollectionState, Command, Sample
 from streams.verbs.asking import queries_of, sample
 from streams.verbs.desk import Desk, NotYet, Shown
 from streams.verbs.waiting import args_of, goes_on
 from streams.versions import Stage, check_transition
 from streams.views import ProgressView
+
+log = logging.getLogger(__name__)
+
+ACCEPTED_NAMED = 100
+WARM_UP_QUERIES = 30  # of a round: that many of the golden ones
+WARM_UP_PAUSE_S = 0.5  # after a round in which nothing was answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +92,43 @@ async def examine(desk: Desk, command: Command) -> Examined:
     judged = await desk.out.judge(build, serving, swept)
     found["gate"] = judged.as_json()
     found |= _overridden(judged, build, args, found)
+    if not args.get("check") and (warmed := await _warm_up(desk, build)) is not None:
+        found["warm_up"] = warmed
     watch = None if args.get("check") else await _watch(desk, build, serving)
     # again: all that takes its time, a worker may have died, and a report from before a doubt says nothing of it
     since_ms = await _reports_made_now(desk, build)
     check_settled(desk, build, since_ms)
     return Examined(build.epoch, collection.serving, since_ms, found, watch)
+
+
+async def _warm_up(desk: Desk, build: BuildState) -> dict[str, JsonValue] | None:
+    """Ask the new space, round after round, until it answers no faster; what came of it, None when nothing was asked.
+
+    Slow or failing queries stop no cutover. Raises NotYet when not one of them was answered: search would fail too.
+    """
+    for_s = desk.out.settings().collection(build.collection).cutover.warm_up_s
+    if for_s <= 0:
+        return None
+    loop = asyncio.get_running_loop()
+    queries = (await queries_of(desk, build.collection))[:WARM_UP_QUERIES]
+    began_s, rounds = loop.time(), list[Sample]()
+    while not stable(rounds) and (loop.time() < began_s + for_s or unheard(rounds)):
+        round_ = await sample(desk, build, queries, began_s + for_s - loop.time(), most=len(queries))
+        if round_ is None:
+            return {"text": "not warmed up: it cannot be asked from the controller's machine"}
+        rounds.append(round_)
+        if round_.p95_ms is None:
+            await asyncio.sleep(WARM_UP_PAUSE_S)
+    if all_failed(rounds):
+        failed = sum(one.errors for one in rounds)
+        raise NotYet(
+            f"not one of {failed} warm-up queries was answered by {build.key}",
+            next_step=f"crossfade search {build.collection} QUERY --version {build.version} says why; without a "
+            "warm-up: set cutover.warm_up_s: 0 in the configuration",
+        )
+    warmed = figures(rounds, loop.time() - began_s)
+    log.info("%s %s", build.key, warmed["text"])
+    return warmed
 
 
 async def _watch(desk: Desk, build: BuildState, serving: BuildState | None) -> dict[str, JsonValue] | None:
@@ -137,6 +177,8 @@ def _check_swept(build: BuildState, sweep: Sweep, args: dict[str, JsonValue], fo
             f"{build.collection} {build.version} --accept-held KEY (once for each)",
             data=found,
         )
+    if sweep.held_keys:  # by whoever gave the command: the journal says of which documents
+        found["accepted_held"] = list(sweep.held_keys[:ACCEPTED_NAMED])
 
 
 def _overridden(
@@ -212,6 +254,8 @@ async def lag_of(desk: Desk, build: BuildState) -> int:
     group = desk.names.group(build.collection, build.version, build.epoch, "live")
     committed = await desk.out.kafka.committed(group, build.topic)
     bounds = await desk.out.kafka.bounds(build.topic)
-    return sum(
-        max(0, b.stable - (committed[p].offset if p in committed else build.start[p])) for p, b in bounds.items()
-    )
+    behind = 0
+    for partition, bound in bounds.items():
+        start = build.start.get(partition, bound.earliest)  # a partition added since: nothing of it is written yet
+        behind += max(0, bound.stable - (committed[partition].offset if partition in committed else start))
+    return behind

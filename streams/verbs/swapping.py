@@ -24,9 +24,9 @@ from streams.state import (
     Watching,
 )
 from streams.verbs.asking import problem
-from streams.verbs.desk import Desk
+from streams.verbs.desk import Desk, NotYet
 from streams.verbs.examining import Examined, check_seen, check_settled, lag_of, may_begin
-from streams.verbs.waiting import asked, postponed, withdraw
+from streams.verbs.waiting import GOES_ON, asked, postponed, withdraw
 from streams.versions import Stage
 
 
@@ -48,7 +48,9 @@ async def cutover(desk: Desk, command: Command, examined: Examined | None = None
         if command.args.get("check"):
             await desk.state.done(command, f"{build.key} can cut over", data=examined.found, event="cutover --check")
             return
-        if (pending := await postponed(desk, command, collection)) is not None:
+        if (pending := await postponed(desk, command, collection, examined.found)) is not None:
+            if command.args.get("origin") == GOES_ON:  # the file came back meanwhile: an outcome would be its last
+                raise NotYet(pending.text, next_step=pending.next_step)
             await desk.state.done(
                 command,
                 f"{build.key} can cut over; {pending.text}",
@@ -72,7 +74,8 @@ async def rollback(desk: Desk, command: Command) -> None:
     collection = desk.state.collection(command)
     if collection.intent is None:
         check_seen(collection, command.args)
-        _check_not_undone(collection, command.args)
+        if collection.previous is not None:
+            _check_not_undone(collection, command.args)
         swap = command.args.get("swap")  # a watch goes back from the cutover it watches, and from no other
         if swap is not None and (collection.swapped is None or collection.swapped.command_id != swap):
             raise Refused(f"{collection.collection} has been swapped meanwhile", next_step="")
@@ -155,6 +158,11 @@ async def _swap(desk: Desk, command: Command, collection: CollectionState, build
     }
     if verb == "rollback":
         changes["watch"] = _ended(collection.watch, command)
+        if (waited := collection.pending) is not None:  # asked for before this: nobody would expect it any more
+            text = f"the cutover to {waited.command.version} that waited is withdrawn by this rollback"
+            message = f"{message}; {text}"
+            next_step = f"crossfade cutover {collection.collection} {waited.command.version}"
+            changes |= {"pending": None, "notice": Notice(at_ms=now_ms, text=text, next_step=next_step)}
     else:
         changes["pending"] = None
         changes["watch"] = _begun(intent.data.get("watch"), build, swapped, serving, now_ms)

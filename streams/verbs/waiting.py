@@ -5,10 +5,12 @@ Nothing here moves anything; the controller looks again and again whether it may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import JsonValue
 
 from connectors.errors import CrossfadeError, Refused
-from streams.state import BuildState, CollectionState, Command, Notice, Pending
+from streams.state import BuildState, CollectionState, Command, CommandOutcome, Notice, Pending
 from streams.verbs.desk import Desk
 
 GOES_ON = "pending"
@@ -20,13 +22,24 @@ def goes_on(command: Command) -> bool:
     return bool(command.args.get("approve")) or command.args.get("origin") == GOES_ON
 
 
-async def postponed(desk: Desk, command: Command, collection: CollectionState) -> Pending | None:
-    """What this cutover has still to wait for; None when it may go on now."""
+_REASONS = {"force": "forced", "accept_inconclusive": "accepted_inconclusive"}
+"""A reason's argument, and where it stands in what was found when it was needed."""
+
+
+async def postponed(
+    desk: Desk, command: Command, collection: CollectionState, found: Mapping[str, JsonValue]
+) -> Pending | None:
+    """What this cutover has still to wait for; None when it may go on now.
+
+    A reason that was not needed for what was `found` does not wait with it: nobody gave it for what comes later.
+    """
     pending = collection.pending
     if pending is None:
         rules = desk.out.settings().collection(command.collection).cutover
+        unneeded = {name for name, needed in _REASONS.items() if needed not in found}
+        args = {name: value for name, value in command.args.items() if name not in unneeded}
         pending = Pending(
-            command=command,
+            command=command.model_copy(update={"args": args}),
             since_ms=desk.out.wall_ms(),
             file=str(rules.postpone_file.absolute()) if rules.postpone_file else None,
             approval=rules.approval,
@@ -83,3 +96,18 @@ async def withdraw(desk: Desk, command: Command, collection: CollectionState, bu
         collection={"pending": None},
         event="cutover withdrawn",
     )
+
+
+async def withdraw_examined(desk: Desk, command: Command, examined: Command) -> None:
+    """End a cutover that is still examined: both get their outcome in one write, so no controller takes it up again."""
+    message = f"the cutover to {command.version} that {examined.who or 'nobody named'} asked for is withdrawn"
+    now_ms = desk.out.wall_ms()
+    told = CommandOutcome(
+        id=examined.id,
+        ok=False,
+        message=f"{message} by {command.who or 'nobody named'}, while it was examined",
+        next_step=f"crossfade history {command.collection} --limit 5 says why",
+    )
+    own = CommandOutcome(id=command.id, ok=True, message=message)
+    collection = desk.state.collection(command).with_outcome(told, now_ms).with_outcome(own, now_ms)
+    await desk.state.commit(collection, [], command, "cutover withdrawn", message)

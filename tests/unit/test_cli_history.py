@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from streams.cli.history import lines
-from streams.state import JournalEntry
+from types import SimpleNamespace
+from typing import cast
+
+from connectors.memory.log import MemoryLog
+from streams.cli.history import entries_of, lines
+from streams.cli.session import Session
+from streams.state import JournalEntry, TopicNames
 
 BUILD = {
     "stage": "building",
@@ -44,6 +49,8 @@ def test_a_refused_cutover_shows_what_did_not_pass() -> None:
         "      note: a note",
         "    forced: now\\x1b[2J",
     ]
+    spent = {"tokens": 387155, "cost_usd": 0.0077431}
+    assert lines(entry("replayed", data={"outcome": spent}))[1:] == ["    tokens: 387,155", "    cost: 0.00774 USD"]
     proof = {**outcome, "answers": "as it should"}
     assert lines(entry("cutover verified", data={"outcome": proof}))[1:] == [
         "    verified: its queries are answered by its space"
@@ -58,3 +65,13 @@ def test_entries_of_other_versions_of_crossfade_are_read() -> None:
     assert lines(entry("watch: crossed", data={"outcome": {"now": {"asked": 20, "zero": 20, "errors": 0}}}))[1:] == [
         "    now: 20 queries, 20 found nothing, 0 failed"
     ]
+
+
+async def test_entries_stand_in_the_order_of_the_journal() -> None:
+    """Controllers take turns, and their clocks differ: the topic knows what came first."""
+    kafka, names = MemoryLog(), TopicNames("cf")
+    kafka.create_topic(names.journal)
+    for at_ms, event in ((2_000, "cutover"), (1_000, "rollback"), (3_000, "paused")):
+        kafka.append(names.journal, b"docs", entry(event, at_ms=at_ms).to_bytes())
+    opened = cast(Session, SimpleNamespace(kafka=kafka, names=names))
+    assert [one.event for one in await entries_of(opened, "docs")] == ["cutover", "rollback", "paused"]

@@ -30,9 +30,10 @@ def test_what_does_not_go_together(options: list[str], said: str) -> None:
 def test_figures() -> None:
     assert figures({}) == []
     assert figures({"serving": "v2"}) == []
-    assert figures({"checked": 2, "missing": 0, "held": 0, "answers": "as it should"}) == [
-        "  sweep: checked 2, missing 0, held 0",
+    assert figures({"checked": 1400, "missing": 0, "held": 0, "answers": "as it should"}) == [
+        "  sweep: checked 1,400, missing 0, held 0",
         "  verified: its queries are answered by its space",
     ]
     assert figures({"answers": "2 queries found nothing"}) == ["  verified: NO"]
     assert figures({"forced": "a\nb", "approved_by": "ben@b"}) == ["  forced: a\\nb", "  approved by: ben@b"]
+    assert figures({"accepted_held": ["k1", "k\n2"]}) == ["  accepted in the dead letters: k1, k\\n2"]

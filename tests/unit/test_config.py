@@ -129,7 +129,10 @@ def test_variables_and_secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "kafka:\n  bootstrap_server: x:1\n",
             ":2: kafka.bootstrap_server: unknown key; did you mean bootstrap_servers",
         ),
-        ("nothing: 1\n", ":1: nothing: unknown key; wanted one of: kafka, weaviate, prices, vector_cache, collections"),
+        (
+            "nothing: 1\n",
+            ":1: nothing: unknown key; wanted one of: kafka, weaviate, prices, vector_cache, metrics, collections",
+        ),
         (f"kafka:\n  client:\n    sasl.password: ${{CF_UNSET}}{SECRET}\n", "variable CF_UNSET is unset"),
         ("kafka: {topic_prefix: '${CF UNSET}'}\n", "has a malformed ${...}"),
         ("weaviate: {api_key: file:nowhere}\n", "cannot be read"),

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from connectors.errors import CrossfadeError, Fenced, UnknownOutcome, Unreachable
+from connectors.errors import (
+    AccessDenied,
+    ConfigurationError,
+    CrossfadeError,
+    Fenced,
+    NotFound,
+    UnknownOutcome,
+    Unreachable,
+)
 from connectors.memory.embedder import MemoryEmbedder
 from connectors.memory.log import MemoryLog
 from connectors.memory.store import MemoryStore
@@ -20,11 +28,12 @@ from connectors.protocols import Embedder, SpaceSpec, Write
 from streams import config
 from streams.config import Settings
 from streams.config_embedders import Version
+from streams.config_operation import Hook
 from streams.controller import Controller
 from streams.migration.gate import Check, GateResult, Swept, Verdict
 from streams.migration.sweep import Sweep
 from streams.progress import ProgressRecord
-from streams.state import BuildState, Command, CommandOutcome, TopicNames
+from streams.state import BuildState, Command, CommandOutcome, JournalEntry, TopicNames
 from streams.verbs.desk import Asked, Outside
 from streams.versions import Stage
 from streams.views import ProgressView, StateView
@@ -144,6 +153,9 @@ class World:
         self.path.write_text(CONFIG)
         self.found: dict[str, int] = {}
         self.verdict = Verdict.PASS
+        self.golden_read = 0
+        self.notes: tuple[str, ...] = ()
+        self.answering: Callable[[BuildState, str], Awaitable[Asked]] = self.answer
         self.meanwhile: Callable[[], Awaitable[None]] = _at_once
         self.judged: list[tuple[str, str | None]] = []
         self.answers: dict[str, Asked] = {}
@@ -154,6 +166,13 @@ class World:
 
     def settings(self) -> Settings:
         return config.load(self.path)
+
+    def hooks(self, collection: str) -> list[Hook]:
+        """A worker knows those of the last file that it could read; here that has none."""
+        try:
+            return self.settings().collection(collection).hooks
+        except (ConfigurationError, NotFound):
+            return []
 
     def embedder(self, version: Version) -> list[tuple[str, Embedder]]:
         return [("memory", MemoryEmbedder(version.dimensions))]
@@ -168,7 +187,7 @@ class World:
         self.judged.append((build.version, serving.version if serving else None))
         await self.meanwhile()
         check = Check("recall", 0.5, 0.98, self.verdict, "half of it")
-        return GateResult(self.verdict, (check,), (), judged=True)
+        return GateResult(self.verdict, (check,), self.notes, judged=True)
 
     async def answer(self, build: BuildState, query: str) -> Asked:
         """`answers`: how each version answers, if not as it should; its time is that of the loop."""
@@ -180,7 +199,16 @@ class World:
     async def file_exists(self, path: str) -> bool:
         return _there(path)
 
+    async def journal(self) -> list[JournalEntry]:
+        """Oldest first."""
+        entries: list[JournalEntry] = []
+        for partition, bounds in (await self.kafka.bounds(NAMES.journal)).items():
+            async for batch in self.kafka.read_range(NAMES.journal, partition, 0, bounds.stable):
+                entries += [JournalEntry.model_validate_json(r.value) for r in batch.records if r.value is not None]
+        return entries
+
     async def golden(self, collection: str) -> list[str]:
+        self.golden_read += 1
         return []
 
     async def controller(self) -> Controller:
@@ -192,9 +220,10 @@ class World:
             sweep=self.sweep,
             wall_ms=lambda: self.now_ms,
             judge=self.judge,
-            ask=self.answer,
+            ask=lambda build, query: self.answering(build, query),
             queries=self.golden,
             file_exists=self.file_exists,
+            hooks=self.hooks,
         )
         controller = Controller(NAMES, outside, MemoryWriter(self), self.progress)
         await controller.take_over(self.view)
@@ -281,6 +310,20 @@ async def test_a_life(world: World) -> None:
     again = await world.ready(controller, "v2")
     assert (again.epoch, v1.epoch) == (3, 1), "an epoch is never used again"
     await world.check()
+
+
+async def test_a_start_that_a_worker_was_faster_with_is_no_error(world: World) -> None:
+    """`plan` says: crossfade start. The worker that finds the version in its configuration may have done so already."""
+    controller = await world.controller()
+    begun = await world.ask(controller, "start", "v1")
+    again = await world.ask(controller, "start", "v1")
+    assert (again.ok, again.message.split(":")[0]) == (True, "docs/v1 is building already")
+    assert (await world.view()).build("docs", "v1").epoch == begun.data["epoch"]
+    faster = await world.ask(controller, "start", "v1", replay_rate=5)
+    assert (faster.ok, faster.next_step) == (False, "crossfade set docs v1 replay_rate=5")
+    assert (await world.view()).build("docs", "v1").controls.replay_rate is None
+    await world.ready(controller, "v2")
+    assert not (await world.ask(controller, "start", "v2")).ok
 
 
 async def test_a_third_version_takes_the_place_of_the_previous(world: World) -> None:
@@ -383,6 +426,9 @@ def test_an_alias_moved_behind_our_back_is_put_back(world: World) -> None:
         watch = asyncio.create_task(controller.watch())
         await asyncio.sleep(20.0)
         assert await world.store.alias_target("Docs") == build.space
+        (entry,) = [one for one in await world.journal() if one.event == "alias put back"]
+        assert (entry.who, entry.epoch) == ("controller", build.epoch)
+        assert entry.data[build.key]["envelope"] == build.envelope  # type: ignore[index,call-overload]
         # and a space that somebody dropped does not end the watch, nor the worker with it
         await world.store.point_alias("Docs", "Foreign")
         await world.store.drop_space(build.space)
@@ -391,6 +437,51 @@ def test_an_alias_moved_behind_our_back_is_put_back(world: World) -> None:
         watch.cancel()
 
     virtual_time.run(main())
+
+
+async def test_a_space_that_could_not_be_dropped_can_be_dropped_later(world: World) -> None:
+    """The stage comes first, so that no worker writes into what is dropped; the space must not be left for good."""
+    controller = await world.controller()
+    build = await world.ready(controller, "v1")
+    denied = [AccessDenied("this key may not delete", next_step="give it the right to")]
+    real = world.store.drop_space
+
+    async def drop(name: str) -> None:
+        if denied:
+            raise denied.pop()
+        await real(name)
+
+    world.store.drop_space = drop  # type: ignore[method-assign]
+    refused = await world.ask(controller, "abort", "v1", confirm="v1")
+    assert (refused.ok, refused.message) == (False, "this key may not delete")
+    assert build.space in await world.store.spaces()
+    assert not (await world.ask(controller, "abort", "v1")).ok, "not without its name"
+    assert (await world.ask(controller, "abort", "v1", confirm="v1")).ok
+    assert build.space not in await world.store.spaces()
+    assert "aborted" in (await world.ask(controller, "abort", "v1", confirm="v1")).message
+    await world.check()
+
+
+async def test_a_rollback_after_partitions_were_added_has_an_outcome(world: World) -> None:
+    """Nothing of the new one is written yet: all of it is lag."""
+    controller = await world.controller()
+    for version in ("v1", "v2"):
+        await world.ready(controller, version)
+        assert (await world.ask(controller, "cutover", version)).ok
+    world.kafka.add_partitions("documents", 3)
+    world.kafka.append("documents", b"k", b"{}", partition=2)
+    outcome = await world.ask(controller, "rollback")
+    assert (outcome.ok, outcome.data["lag"]) == (True, 1)
+
+
+async def test_a_refusal_that_cannot_be_recorded_ends_nothing(world: World) -> None:
+    """Whoever holds the office would end with it, and the worker too."""
+    controller = await world.controller()
+    await world.ready(controller, "v1")
+    world.fuse.blow(0, before=AccessDenied("the state topic takes no such record"))
+    await controller.handle(Command(verb="rollback", collection="docs"))
+    assert controller.active
+    assert (await world.ask(controller, "cutover", "v1")).ok
 
 
 async def test_a_fenced_controller_stands_down_and_moves_nothing(world: World) -> None:

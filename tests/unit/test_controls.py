@@ -123,6 +123,9 @@ def test_how_it_stands_and_where_that_comes_from() -> None:
     assert found["max_live_lag"] == ("off", "set")
     assert found["max_disk"] == ("0.9", "configuration")
     assert found["max_memory"] == ("off", "default")
+    assert stand(Controls(), Throttle(max_live_lag=9))["max_disk"] == ("0.85", "default")
+    assert stand(Controls(), Throttle(max_disk=None))["max_disk"] == ("off", "default")
+    assert stand(Controls(max_disk=0.7), Throttle())["max_disk"] == ("0.7", "set")
     assert stand(Controls(), Throttle(), 5)["replay_rate"] == ("no limit", "set")
     assert stand(Controls(replay_rate=7), Throttle(), 5)["replay_rate"] == ("7", "set")
 

@@ -286,3 +286,12 @@ def test_health_of_what_is_reported() -> None:
     assert Health.of(record(), 0, None, CLEAN) == Health(10, 0.5, 7, 1, 2, None, CLEAN)
     assert Health.of(record(), 1, 0) == Health(10, 0.5, None, None, 2, 0), "who is silent may lag"
     assert Health.of(record(planned=False), 0, 0).coverage is None
+
+
+def test_a_set_of_many_slices_does_not_fill_the_journal() -> None:
+    figures = Figures(5, 10, 0.4, 0.1, 0.5, 0.4)
+    ratio = Estimate(0.5, 0.4, 0.6)
+    worse = tuple(SliceQuality(f"slice {at}", 5, figures, figures, ratio) for at in range(5000))
+    result = judge(GATE, found(slices=worse), HEALTHY)
+    assert len(result.notes) == 21
+    assert result.notes[-1] == "4,980 more slices are worse: crossfade evaluate --json has all of them"

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from connectors import reserved
 from connectors.errors import ConfigurationError, ContentRejected, Refused, Unreachable
+from connectors.memory.log import MemoryLog
 from connectors.memory.store import MemoryStore
 from connectors.protocols import Space, SpaceObject, SpaceSpec, Vectors
 from streams import retry
+from streams.config import Settings
 from streams.config_operation import Gate
 from streams.documents import doc_hash, object_id
 from streams.migration.evaluate import Comparison, Reply, Scored
@@ -22,6 +26,9 @@ from streams.migration.gate import Unjudged
 from streams.migration.golden import GoldenQuery, GoldenSet
 from streams.migration.judging import AT_ONCE, Ask, evaluate_spaces, holds_of, quality_of
 from streams.search.nearest import nearest
+from streams.search.questions import Questions
+from streams.views import ProgressView, StateView
+from streams.wiring import Outside
 
 GOLDEN = GoldenSet("golden", tuple(GoldenQuery(f"q{i}", f"words {i}", {f"d{i}": 1.0}) for i in range(30)))
 GATE = Gate(k=3)
@@ -126,26 +133,29 @@ async def test_a_failure_ends_the_other_queries() -> None:
 # what both verbs call
 
 
-def written(folder: Path) -> Path:
-    path = folder / "golden.jsonl"
-    path.write_text(
-        "".join(json.dumps({"id": q.id, "query": q.query, "relevant": dict(q.relevant)}) + "\n" for q in GOLDEN.queries)
-    )
-    return path
-
-
-async def test_quality_of_a_gate(tmp_path: Path) -> None:
+async def test_quality_of_a_gate() -> None:
     async def away(query: str, k: int) -> Reply:
         raise Unreachable("away")
 
-    assert await quality_of(None, away, GATE) is None
-    gate = GATE.model_copy(update={"golden": written(tmp_path)})
-    assert await quality_of(None, away, gate) == Unjudged("away")
-    found = await quality_of(None, Asked(), gate)
+    assert await quality_of(None, away, None, GATE) is None
+    assert await quality_of(None, away, GOLDEN, GATE) == Unjudged("away")
+    found = await quality_of(None, Asked(), GOLDEN, GATE)
     assert isinstance(found, Comparison)
     assert found.queries == 30
-    with pytest.raises(ConfigurationError, match="no such file"):
-        await quality_of(None, Asked(), GATE.model_copy(update={"golden": tmp_path / "absent"}))
+
+
+async def test_a_worker_without_the_golden_set_says_that_it_is_the_one(tmp_path: Path) -> None:
+    """Whoever asked for the cutover has the file, and would look for it in vain."""
+    one = {"topic": "docs", "text": {"fields": ["text"]}, "gate": {"golden": str(tmp_path / "absent.jsonl")}}
+    settings = Settings.model_validate({"collections": {"docs": {**one, "versions": {}}}})
+    kafka = MemoryLog()
+    outside = cast(Outside, SimpleNamespace(settings=settings))
+    questions = Questions(outside, StateView(kafka.tail("state")), ProgressView(kafka.tail("progress")))
+    with pytest.raises(ConfigurationError) as raised:
+        await questions.queries("docs")
+    assert f"the worker that judges, on {socket.gethostname()}, cannot use gate.golden: " in raised.value.message
+    assert "absent.jsonl: there is no such file" in raised.value.message
+    assert "every worker needs it" in raised.value.next_step
 
 
 # spaces

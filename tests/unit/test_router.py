@@ -137,6 +137,14 @@ class _Outside:
     store: MemoryStore
 
 
+@dataclass
+class Moving:
+    """Its configuration is read again while queries run."""
+
+    settings: Settings
+    store: MemoryStore
+
+
 async def test_the_version_that_serves_answers(world: World) -> None:
     world.state.serve("v1")
     answer = await world.router.search("docs", "kittens", 2)
@@ -277,3 +285,25 @@ async def test_chunks_of_one_document_do_not_crowd_others_out(world: World) -> N
     answer = await world.router.search("docs", "kittens purr", 3)
     assert [h.doc_id for h in answer.hits][:2] == ["long", "cats"]
     assert len(answer.hits) == 3
+
+
+async def test_an_endpoint_that_moved_is_asked_at_its_new_address(world: World) -> None:
+    """The same model, so the same fingerprint: a worker that read its configuration again must not ask the old one."""
+
+    def at(port: int) -> Settings:
+        embedder = {"provider": "openai", "url": f"http://127.0.0.1:{port}/v1", "model": "m"}
+        versions = {"v1": {"embedder": embedder, "dimensions": 64}}
+        one = {"topic": "docs", "text": {"fields": ["text"]}, "versions": versions}
+        return Settings.model_validate({"collections": {"docs": one}})
+
+    outside = Moving(at(1), world.store)
+    world.state.builds["docs/v1"] = build("v1", outside.settings)
+    router = Router(outside, world.state)
+    before = router.resolve("docs", "v1").encoder
+    assert router.resolve("docs", "v1").encoder is before, "made once, not for each query"
+    outside.settings = at(1)  # read again, and the same
+    assert router.resolve("docs", "v1").encoder is before
+    outside.settings = at(2)
+    after = router.resolve("docs", "v1").encoder
+    assert after is not before
+    await router.close()

@@ -15,10 +15,10 @@ import pytest
 from connectors.errors import Refused, Unreachable
 from streams.controller import Controller
 from streams.migration.gate import Verdict
-from streams.state import CollectionState, Command, CommandOutcome, JournalEntry
+from streams.state import BuildState, CollectionState, Command, CommandOutcome
 from streams.verbs.desk import Asked
 from tests.merge import virtual_time
-from tests.unit.test_controller import CONFIG, NAMES, Crash, World, stages
+from tests.unit.test_controller import CONFIG, Crash, World, stages
 
 WATCHED = "    watch: {for_s: 60, every_s: 1, rollback: true}\n"
 
@@ -45,16 +45,8 @@ async def collection(world: World) -> CollectionState:
     return (await world.view()).collection("docs")
 
 
-async def journal(world: World) -> list[JournalEntry]:
-    entries: list[JournalEntry] = []
-    for partition, bounds in (await world.kafka.bounds(NAMES.journal)).items():
-        async for batch in world.kafka.read_range(NAMES.journal, partition, 0, bounds.stable):
-            entries += [JournalEntry.model_validate_json(r.value) for r in batch.records if r.value is not None]
-    return entries
-
-
 async def events(world: World) -> list[str]:
-    return [entry.event for entry in await journal(world)]
+    return [entry.event for entry in await world.journal()]
 
 
 # --- the gate -------------------------------------------------------------------------------------------------------
@@ -78,10 +70,10 @@ async def test_a_failing_gate_refuses_unless_it_is_forced(world: World) -> None:
     assert (await collection(world)).serving == "v1"
     forced = await world.ask(controller, "cutover", "v2", force="the old model ends tonight")
     assert (forced.ok, forced.data["forced"]) == (True, "the old model ends tonight")
-    (entry,) = [entry for entry in await journal(world) if entry.event == "cutover" and entry.version == "v2"]
+    (entry,) = [entry for entry in await world.journal() if entry.event == "cutover" and entry.version == "v2"]
     assert entry.data["outcome"]["forced"] == "the old model ends tonight"  # type: ignore[index,call-overload]
     assert entry.data["docs/v2"]["fingerprint"]  # type: ignore[index,call-overload]
-    refusals = [entry for entry in await journal(world) if entry.event == "cutover refused"]
+    refusals = [entry for entry in await world.journal() if entry.event == "cutover refused"]
     assert [entry.data["outcome"]["gate"]["verdict"] for entry in refusals] == ["fail"] * 3  # type: ignore[index,call-overload]
 
 
@@ -147,6 +139,7 @@ async def test_a_rollback_is_proven_too(world: World) -> None:
 def test_what_counts_as_no_answer(world: World, what: str) -> None:
     async def main() -> None:
         controller = await two_versions(world)
+        configure(world, "    cutover: {warm_up_s: 0}\n")  # which would refuse it while the endpoint is away
         build = (await world.view()).build("docs", "v2")
         mark = frozenset({f"v2@{build.fingerprint}"})
         if what == "nothing found":
@@ -440,9 +433,128 @@ def test_an_approval_does_not_overrule_a_file(world: World, tmp_path: Path) -> N
             (tmp_path / "hold").unlink()
             await asyncio.sleep(3)
         assert (await collection(world)).serving == "v2"
-        assert "approved_by" in str((await journal(world))[-1].data)
+        assert "approved_by" in str((await world.journal())[-1].data)
 
     virtual_time.run(main())
+
+
+def test_a_file_that_comes_back_during_the_examination_holds_it_again(world: World, tmp_path: Path) -> None:
+    async def main() -> None:
+        controller = await two_versions(world)
+        flag = tmp_path / "hold"
+        flag.touch()
+        configure(world, f"    cutover: {{postpone_file: '{flag}'}}\n")
+        await world.ask(controller, "cutover", "v2")
+        world.sweeping = flag.touch  # somebody thinks better of it
+        async with attended(controller):
+            flag.unlink()
+            await asyncio.sleep(5)
+            state = await collection(world)
+            assert (state.serving, state.pending is None) == ("v1", False)
+            world.sweeping = lambda: None
+            flag.unlink()
+            await asyncio.sleep(30)
+        assert (await collection(world)).serving == "v2"
+        await world.check()
+
+    virtual_time.run(main())
+
+
+async def test_two_approvals_at_once_are_one(world: World) -> None:
+    controller = await two_versions(world)
+    configure(world, "    cutover: {approval: true}\n")
+    assert (await world.ask(controller, "cutover", "v2")).ok
+    world.meanwhile = lambda: asyncio.sleep(0.01)
+    first = as_operator("ben@b", "cutover", "v2", approve=True)
+    second = as_operator("cleo@c", "cutover", "v2", approve=True)
+    await asyncio.gather(controller.handle(first), controller.handle(second))
+    assert (await outcome_of(world, first)).ok
+    assert "somebody was first: ben@b" in (await outcome_of(world, second)).message
+    state = await collection(world)
+    assert (state.serving, state.pending, state.notice) == ("v2", None, None)
+
+
+async def test_a_reason_that_was_not_needed_does_not_wait(world: World) -> None:
+    """Given for a gate that passed, it must not override what the gate finds days later."""
+    controller = await two_versions(world)
+    configure(world, "    cutover: {approval: true}\n")
+    asked = as_operator("anna@a", "cutover", "v2", force="to be sure", accept_inconclusive="to be sure")
+    await controller.handle(asked)
+    assert (await outcome_of(world, asked)).ok
+    world.verdict = Verdict.FAIL
+    approved = await world.ask(controller, "cutover", "v2", approve=True)
+    assert "does not pass the gate" in approved.message
+    assert (await collection(world)).serving == "v1"
+
+
+async def test_a_rollback_withdraws_what_waits(world: World) -> None:
+    """Otherwise it would fire when the same version serves again, long after anybody thought of it."""
+    controller = await two_versions(world)
+    await world.ask(controller, "cutover", "v2")
+    await world.ready(controller, "v3")
+    configure(world, "    cutover: {approval: true}\n")
+    asked = as_operator("anna@a", "cutover", "v3", **{"from": "v2"})
+    await controller.handle(asked)
+    assert (await collection(world)).pending is not None
+    gone_back = await world.ask(controller, "rollback")
+    assert gone_back.ok
+    assert "the cutover to v3 that waited is withdrawn by this rollback" in gone_back.message
+    state = await collection(world)
+    assert (state.serving, state.pending) == ("v1", None)
+    assert ("the cutover to v3 that waited is withdrawn by this rollback", "crossfade cutover docs v3") in state.notes
+    await world.check()
+
+
+async def test_a_cutover_is_withdrawn_while_it_is_examined(world: World) -> None:
+    controller = await two_versions(world)
+    judging, go = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        judging.set()
+        await go.wait()
+
+    world.meanwhile = slow
+    asked = as_operator("anna@a", "cutover", "v2")
+    cutting = asyncio.create_task(controller.handle(asked))
+    await judging.wait()
+    cancelled = as_operator("ben@b", "cutover", "v2", cancel=True)
+    await controller.handle(cancelled)
+    assert (await outcome_of(world, cancelled)).message == "the cutover to v2 that anna@a asked for is withdrawn"
+    told = await outcome_of(world, asked)
+    assert (told.ok, "withdrawn by ben@b, while it was examined" in told.message) == (False, True)
+    go.set()
+    await cutting
+    assert (await collection(world)).serving == "v1"
+    assert (await events(world))[-1] == "cutover withdrawn"
+    heir = await world.controller()
+    await heir.handle(asked)  # its sender asks again
+    assert (await collection(world)).serving == "v1"
+    assert (await world.ask(heir, "cutover", "v2")).ok
+    await world.check()
+
+
+async def test_the_state_stays_small_however_often_a_cutover_is_checked(world: World) -> None:
+    """A record of the state topic has to fit a broker's message.max.bytes, or nothing could be changed any more."""
+    controller = await two_versions(world)
+    world.notes = tuple(f"note {at}: {'x' * 100}" for at in range(30))
+    commands = [as_operator("ci@ci", "cutover", "v2", check=True) for _ in range(520)]
+    for command in commands:
+        await controller.handle(command)
+    state = await collection(world)
+    assert len(state.to_bytes()) < 500_000
+    newest = state.outcome(commands[-1].id)
+    assert newest is not None
+    assert newest.data["gate"]["notes"], "whoever waits for it sees it whole"  # type: ignore[index,call-overload]
+    oldest = state.outcome(commands[40].id)
+    assert (oldest is not None, oldest and oldest.data) == (True, {}), "still known to be applied"
+
+
+async def test_the_journal_names_the_dead_letters_that_were_accepted(world: World) -> None:
+    controller = await two_versions(world)
+    world.found = {"held": 1}
+    assert (await world.ask(controller, "cutover", "v2", accept_held=["k", "other"])).ok
+    (entry,) = [entry for entry in await world.journal() if entry.event == "cutover" and entry.version == "v2"]
+    assert entry.data["outcome"]["accepted_held"] == ["k"]  # type: ignore[index,call-overload]
 
 
 # --- the watch ------------------------------------------------------------------------------------------------------
@@ -475,6 +587,19 @@ def test_a_watch_goes_back_by_itself_once(world: World) -> None:
         assert (await events(world)).count("rollback") == 1
         assert "watch: crossed" in await events(world)
         await world.check()
+
+    virtual_time.run(main())
+
+
+def test_a_watch_reads_the_golden_set_once(world: World) -> None:
+    """It asks what was asked before the cutover, and does not parse a large file every few seconds."""
+
+    async def main() -> None:
+        controller = await cut_over_watched(world)
+        world.golden_read = 0
+        async with attended(controller):
+            await asyncio.sleep(30)
+        assert world.golden_read == 1
 
     virtual_time.run(main())
 
@@ -530,6 +655,33 @@ def test_a_watch_does_not_go_back_to_what_is_no_better(world: World) -> None:
             del world.failing["v1"]
             await asyncio.sleep(10)
         assert (await collection(world)).serving == "v1"
+
+    virtual_time.run(main())
+
+
+def test_a_watch_does_not_go_back_once_all_is_well_again(world: World) -> None:
+    """An endpoint of both was away: two looks crossed a bound, and by the third both answer as they should."""
+
+    async def main() -> None:
+        controller = await cut_over_watched(world)
+        looks = 0
+        real = world.answer
+
+        async def answer(build: BuildState, query: str) -> Asked:
+            nonlocal looks
+            looks += build.version == "v2"
+            if looks <= 40:
+                raise Unreachable("away")
+            return await real(build, query)
+
+        world.answering = answer
+        async with attended(controller):
+            await asyncio.sleep(20)
+        state = await collection(world)
+        assert "watch: crossed" in await events(world)
+        assert state.serving == "v2", "what answers well is left alone"
+        assert state.watch is not None
+        assert state.watch.result == "watching"
 
     virtual_time.run(main())
 

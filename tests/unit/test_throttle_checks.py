@@ -18,7 +18,7 @@ class Bench:
     """A build's throttle with everything it looks at in hand."""
 
     def __init__(self) -> None:
-        self.throttle = Throttle()
+        self.throttle = Throttle(max_disk=None)
         self.lag = 0.0
         self.replaying = True
         self.full = Capacity(disk_free_bytes=50, disk_total_bytes=100)
@@ -78,7 +78,7 @@ async def test_a_lag_near_its_bound_slows_and_beyond_it_holds(bench: Bench) -> N
 
 
 async def test_the_disk_is_looked_at_only_where_a_bound_asks_for_it(bench: Bench) -> None:
-    bench.throttle = Throttle(max_live_lag=10)
+    bench.throttle = Throttle(max_live_lag=10, max_disk=None)
     await bench.until(lambda: bench.checks.held is None and "max_live_lag" in bench.checks.readings)
     assert bench.looks_at_capacity == 0
     bench.throttle = Throttle(max_disk=0.4, max_memory=0.9)
@@ -87,6 +87,21 @@ async def test_the_disk_is_looked_at_only_where_a_bound_asks_for_it(bench: Bench
     bench.throttle = Throttle(max_memory=0.9)
     await bench.until(lambda: bench.checks.held is None)
     assert bench.checks.reason == "max_memory cannot be read: nobody says"
+
+
+async def test_a_disk_that_is_nearly_full_holds_by_default(bench: Bench) -> None:
+    """Weaviate turns read-only at 90%: whoever has configured nothing is kept from that too."""
+    bench.throttle, bench.full = Throttle(), Capacity(disk_free_bytes=14, disk_total_bytes=100)
+    await bench.until(lambda: bench.checks.held is not None)
+    assert bench.checks.reason == "held: Weaviate's disk 86% above 85%, the default of throttle.max_disk"
+    bench.throttle = Throttle(max_disk=0.95)
+    await bench.until(lambda: bench.checks.held is None)
+
+
+async def test_where_nobody_knows_the_disk_the_default_is_silent(bench: Bench) -> None:
+    bench.throttle, bench.full = Throttle(), Capacity(troubles=("nobody says how full the store is",))
+    await bench.until(lambda: bench.looks_at_capacity > 0 and "max_disk" in bench.checks.readings)
+    assert (bench.checks.held, bench.checks.reason) == (None, "")
 
 
 async def test_without_a_replay_nobody_looks_and_nothing_holds(bench: Bench, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from streams.throttles import (
     Verdict,
     decide,
     in_force,
+    unseen,
     within,
 )
 
@@ -43,7 +44,24 @@ def reason(verdict: Verdict) -> str:
 
 
 def test_nothing_configured_holds_nothing() -> None:
-    assert look(Throttle(), max_live_lag=1e9, max_disk=1.0, file=1.0) == Verdict()
+    assert look(Throttle(max_disk=None), max_live_lag=1e9, max_disk=1.0, file=1.0) == Verdict()
+    assert look(Throttle(), max_live_lag=1e9, file=1.0) == Verdict(), "the disk has a default, and nobody knows it"
+
+
+def test_a_nearly_full_disk_holds_by_default_where_it_is_known() -> None:
+    said = "held: Weaviate's disk 86% above 85%, the default of throttle.max_disk"
+    assert reason(verdict := look(Throttle(), 1.0, max_disk=0.86)) == said
+    assert look(Throttle(), 9.0, verdict, max_disk=0.5).decision is None
+    assert look(Throttle(), max_disk=0.85).decision is None
+    assert (look(Throttle(), max_disk=None).decision, look(Throttle(), max_disk=None).unread) == (None, "")
+    assert not unseen(Throttle(), {})
+    assert unseen(Throttle(max_disk=0.85), {}), "who asks for it waits for the first look"
+    off = in_force(Throttle(), Controls(max_disk=0))
+    assert look(off, max_disk=0.99).decision is None
+    configured = look(Throttle(max_disk=0.85), max_disk=0.86)
+    assert reason(configured) == "held: Weaviate's disk 86% above 85%"
+    set_by_hand = look(in_force(Throttle(), Controls(max_disk=0.8)), max_disk=0.86)
+    assert reason(set_by_hand) == "held: Weaviate's disk 86% above 80%"
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,10 @@ def test_every_exception_of_httpx_is_mapped() -> None:
     ("said", "expected"),
     [
         ("store is read-only due to: manually set by user", Overloaded),
+        ("store is read-only due to: resource pressure", Overloaded),
+        ('put local object: shard="bwsSXyinFlVm": store is read-only due to: resource pressure', Overloaded),
+        ('shard="a1": store is read-only due to: resource pressure, shard="b2": no answer', Overloaded),
+        ("store is read-only due to: disk usage too high. Currently at 91.20%, threshold set to 90.00%", Overloaded),
         ("broadcast: cannot reach enough replicas", Overloaded),
         ("new node has a vector with length 2. Existing nodes have vectors with length 3", WrongModel),
         ("distance between entrypoint and query node: 3 vs 2: vector lengths don't match", WrongModel),
@@ -126,6 +130,7 @@ def test_every_exception_of_httpx_is_mapped() -> None:
         ("no such prop with name 'zz' found in class 'C' in the schema.", ContentRejected),
         ("something nobody has seen yet", None),
         ("something of 'a read-only value'", None),
+        ('the given value is \'x shard="a" read-only shard="b" y\'', None),
     ],
 )
 def test_what_the_server_says_of_one_object(said: str, expected: type[CrossfadeError] | None) -> None:
@@ -220,6 +225,19 @@ async def test_a_server_in_read_only_mode_is_overloaded(stand: tuple[Stand, Conn
     servicer, connection = stand
     servicer.code, servicer.said = grpc.StatusCode.UNAVAILABLE, "read-only mode enabled"
     assert type(await _failure(connection, write=True)) is Overloaded
+
+
+async def test_a_request_refused_by_a_read_only_shard_waits(stand: tuple[Stand, Connection]) -> None:
+    """Weaviate turns its shards read-only when the disk is full: that is no fault of the request."""
+    servicer, connection = stand
+    servicer.code = grpc.StatusCode.FAILED_PRECONDITION
+    servicer.said = 'put batch: shard="a1B2": store is read-only due to: resource pressure'
+    error = await _failure(connection, write=True)
+    assert isinstance(error, Overloaded)
+    assert "store is read-only due to: resource pressure" in error.message
+    assert "DISK_USE_READONLY_PERCENTAGE" in error.next_step
+    servicer.said = "the schema is of another version"
+    assert type(await _failure(connection, write=True)) is Terminal
 
 
 async def test_a_closed_connection_is_our_own_mistake(stand: tuple[Stand, Connection]) -> None:

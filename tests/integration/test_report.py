@@ -101,6 +101,8 @@ async def test_the_report_holds_the_figures_of_the_journal_and_the_course_throug
     points = [dict(zip(columns, point, strict=True)) for point in told["series"]["replay"]["points"]]
     assert points[-1]["completed"] == points[-1]["total"] == DOCUMENTS
     assert [point["completed"] for point in points] == sorted(point["completed"] for point in points)
+    paused_ms = next(step["at_ms"] for step in told["time_line"] if step["event"] == "pause")
+    assert told["series"]["since_ms"] <= points[0]["at_ms"] < paused_ms, "the second controller went on with the series"
     waits = {wait["reason"]: wait for wait in told["series"]["waits"]}
     assert waits["paused (replay)"]["lasted_ms"] > 0
 

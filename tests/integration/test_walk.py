@@ -530,6 +530,7 @@ def the_end_of_the_old_version(walk: Walk) -> None:
         "why: lunch", "why: better answers", "why: a second look", f"({'tei'} {INFO['model_id']} ",
     )  # fmt: skip
     assert len(re.findall(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ  ", told.text, re.MULTILINE)) >= 20
+    o.types("doctor", "docs").has("ok         alias            ", "ok         worker  ", " ok")
     o.types("report", "docs", "v2").has("the report of docs/v2 stands in docs-v2-")
     (page,) = o.folder.glob("docs-v2-*.html")
     assert "why: better answers" in page.read_text()

@@ -259,11 +259,13 @@ def _shared_epochs() -> list[tuple[object, str, object]]:
     def of_all(self: TopicNames, collection: str, version: str, epoch: int, lane: str) -> str:
         return f"{self.prefix}.{collection}.{version}.{lane}"
 
-    async def committed(self: ReplayLane) -> int:
-        commit = (await self._kafka.committed(self._group, self._build.topic)).get(self._ledger.partition)
-        return commit.offset if commit else 0
+    original = replay.resume
 
-    return [(TopicNames, "group", of_all), (ReplayLane, "_committed_position", committed)]
+    def of_any(commit: Commit | None, epoch: int, passes: Passes, *, replayed: bool) -> Place:
+        made = ReplayCommit.from_metadata(commit.metadata) if commit else None
+        return original(commit, made.epoch if made else epoch, passes, replayed=replayed)
+
+    return [(TopicNames, "group", of_all), (replay, "resume", of_any)]
 
 
 def _shared_memory() -> list[tuple[object, str, object]]:

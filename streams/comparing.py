@@ -35,6 +35,7 @@ from streams.migration.plan import FLOAT_BYTES, INDEX_BYTES, REPLAY, replayers
 from streams.replay import plan_scan
 from streams.retry import a_while
 from streams.tokens import TokenEstimate
+from streams.turns import in_turns
 from streams.wiring import make_encoder
 
 SAMPLE, QUERIES = 1000, 500  # by default
@@ -438,7 +439,6 @@ async def _ask(encoder: Encoder, name: str, setting: Setting) -> tuple[Vectors, 
     queries = setting.golden.queries
     vectors = np.zeros((len(queries), encoder.envelope.dimensions), np.float32)
     replies = [Reply((), 0.0)] * len(queries)
-    waiting = iter(enumerate(queries))
 
     async def encode(at: int) -> None:
         async def once() -> None:
@@ -451,18 +451,8 @@ async def _ask(encoder: Encoder, name: str, setting: Setting) -> tuple[Vectors, 
         except ContentRejected as error:
             replies[at] = Reply((), 0.0, error.message)
 
-    async def take_turns() -> None:
-        for at, _ in waiting:
-            await encode(at)
-
     await encode(0)  # connections are opened before time is taken
-    turns = [asyncio.create_task(take_turns()) for _ in range(AT_ONCE)]
-    try:
-        await asyncio.gather(*turns)
-    finally:
-        for turn in turns:
-            turn.cancel()
-        await asyncio.gather(*turns, return_exceptions=True)
+    await in_turns(range(len(queries)), encode, AT_ONCE)
     return vectors, replies
 
 

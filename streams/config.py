@@ -45,7 +45,7 @@ from streams.config_types import (
 )
 from streams.documents import DocumentSchema, template_fields
 from streams.tokens import Tokenizer, load_tokenizer
-from streams.versions import Envelope
+from streams.versions import SPACE_TAIL, Envelope
 
 DEFAULT_PATH = Path("config/crossfade.yaml")
 PATH_VARIABLE = "CROSSFADE_CONFIG"
@@ -56,7 +56,6 @@ _COLLECTION = re.compile(r"[a-z0-9_][a-z0-9_-]*")
 _VERSION = re.compile(r"[a-z0-9_]+")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _ALIAS = re.compile(r"[A-Z][A-Za-z0-9_]{0,99}")
-_SPACE = re.compile(r"[a-z0-9_]+_[0-9]+_[0-9a-f]{12}")
 _PROPERTY = re.compile(r"[a-z_][A-Za-z0-9_]{0,99}")
 _RESERVED_PROPERTIES = ("id", "_id", "vector", "vectors", "_additional")
 _OWN_TOPICS = ("commands", "state", "progress", "dead-letters", "journal")
@@ -184,7 +183,7 @@ class Collection(Strict):
     def _alias(cls, alias: str) -> str:
         if not _ALIAS.fullmatch(alias):
             raise wrong("is no Weaviate name", "a capital letter, then up to 99 letters, digits or '_' (alias: Name)")
-        if any(_SPACE.fullmatch(alias, i + 1) for i, char in enumerate(alias) if char == "_"):
+        if any(SPACE_TAIL.fullmatch(alias, i) for i in range(len(alias))):
             raise wrong("could be the name of a space", "a name that does not end in _version_epoch_fingerprint")
         return alias
 

@@ -6,7 +6,7 @@ It must never let through a vector of another size, not finite, or zero, nor pay
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from connectors.protocols import Vectors
 from streams.batching import BatchLimits, pack
 from streams.retry import patiently
 from streams.tokens import TokenEstimate, Tokenizer
+from streams.turns import together
 from streams.valve import Unwanted, Valve
 from streams.versions import Envelope
 
@@ -227,7 +228,7 @@ class Encoder:
     async def _embed_all(self, job: _Job, wanted: list[int]) -> None:
         refused_before = set(job.refused)
         batches = pack([job.tokens[i] for i in wanted], [len(job.texts[i]) for i in wanted], self._limits)
-        await _all(self._encode_some(job, [wanted[at] for at in batch]) for batch in batches)
+        await together(self._encode_some(job, [wanted[at] for at in batch]) for batch in batches)
         if refused := job.refused.keys() - refused_before:
             await self._check_canary(job.refused[min(refused)], job.urgency)
 
@@ -245,7 +246,7 @@ class Encoder:
             job.refused.update(dict.fromkeys(named, error))
             rest = [index for index in wanted if index not in named]
             parts = [rest] if named else [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
-            await _all(self._encode_some(job, part) for part in parts if part)
+            await together(self._encode_some(job, part) for part in parts if part)
             return
         for place in self._unusable(raw):
             job.refused[wanted[place]] = ContentRejected(
@@ -322,16 +323,3 @@ class Encoder:
             raise WrongModel(
                 "the model gives zero vectors, also for a plain sentence", next_step="check the model's weights"
             ) from cause
-
-
-async def _all(works: Iterable[Awaitable[None]]) -> None:
-    """All at once; the first that fails ends the others, and is raised itself rather than in a group."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    if not tasks:
-        return
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

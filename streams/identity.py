@@ -5,15 +5,12 @@ Pure: it compares what was stored at the start with what is there now, and never
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 
 from connectors.errors import ConfigurationError, IdentityChanged
 from connectors.protocols import Bounds, TopicFacts
 from streams.state import BuildState
-from streams.versions import Envelope, Stage
-
-_SPACE_TAIL = re.compile(r"_[a-z0-9_]+_[0-9]+_[0-9a-f]{12}")
+from streams.versions import Envelope, Stage, alias_of_space
 
 
 def _rebuild(build: BuildState) -> str:
@@ -150,7 +147,7 @@ def check_state_kept(
     """
     if not state_is_empty:
         return
-    ours = sorted(s for s in spaces if any(s.startswith(a) and _SPACE_TAIL.fullmatch(s[len(a) :]) for a in aliases))
+    ours = sorted(s for s in spaces if alias_of_space(s, aliases) is not None)
     lanes = sorted(
         g for g in groups if g.startswith(f"{prefix}.") and g.endswith((".live", ".replay")) and g.count(".") >= 4
     )

@@ -334,9 +334,7 @@ def combine(
     newest = list(records)
     if not newest:
         return None
-    counters = Counters()
-    for record in newest:
-        counters.add(record.counted())
+    counters = counted(newest)
     planned = len(newest) == partitions and all(r.planned for r in newest)
     replaying = [r for r in newest if not r.replay_done]
     speaks = _spokesman(newest)
@@ -374,6 +372,14 @@ def _spokesman(records: Sequence[ProgressRecord]) -> ProgressRecord:
         return status, record.replay_done, not record.reason
 
     return min(records, key=rank)
+
+
+def counted(records: Iterable[ProgressRecord]) -> Counters:
+    """What they have counted together."""
+    counters = Counters()
+    for record in records:
+        counters.add(record.counted())
+    return counters
 
 
 def combine_tiers(parts: Iterable[TierProgress]) -> list[TierProgress]:

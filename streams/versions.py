@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 
@@ -76,9 +77,18 @@ class Envelope:
 _FOREIGN = "it was written by another program or a newer Crossfade; use the version that wrote it"
 
 
+SPACE_TAIL = re.compile(r"_[a-z0-9_]+_[0-9]+_[0-9a-f]{12}")
+"""What stands behind the alias in a space's name."""
+
+
 def space_name(alias: str, version: str, epoch: int, fingerprint: str) -> str:
     """The Weaviate collection of one build: `<Alias>_<version>_<epoch>_<fingerprint>`."""
     return f"{alias}_{version}_{epoch}_{fingerprint}"
+
+
+def alias_of_space(name: str, aliases: Iterable[str]) -> str | None:
+    """The one whose space a collection of this name could be; None when it is no such name."""
+    return next((a for a in aliases if name.startswith(a) and SPACE_TAIL.fullmatch(name, len(a))), None)
 
 
 class Stage(StrEnum):

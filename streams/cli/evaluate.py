@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -17,19 +17,17 @@ from connectors.protocols import JSON, Space
 from streams.cli import Options
 from streams.cli.builds import collection_argument, version_argument
 from streams.cli.output import Failed, emit, json_option, next_line, plain, say
-from streams.cli.session import read_settings, reporting, run, session, with_weaviate
+from streams.cli.session import read_settings, run, session, with_weaviate
 from streams.config_operation import Gate
 from streams.migration.evaluate import FIGURES, Comparison, Estimate, Shift, SpaceQuality
 from streams.migration.gate import GateResult, Health, Verdict, judge
 from streams.migration.golden import GoldenSet, read_golden
 from streams.migration.judging import evaluate_spaces, holds_of
-from streams.progress import combine
-from streams.search.questions import ranked
+from streams.search.questions import health_of, ranked
 from streams.search.router import MOST_HITS, Router
 from streams.state import BuildState, CollectionState
 from streams.versions import Stage, next_command
 from streams.views import ProgressView
-from streams.wiring import wall_ms
 
 TITLES = {"recall": "recall@{k}", "precision": "precision@{k}", "mrr": "MRR@{k}", "ndcg": "nDCG@{k}"}
 SAY_EVERY_S = 5.0
@@ -162,14 +160,12 @@ def _telling(total: int) -> Callable[[int], None]:
 
 
 async def _health(progress: ProgressView, build: BuildState, space: Space) -> Health:
-    reports = progress.partitions(build)
-    whole = combine(build.version, reports, build.partitions, wall_ms())
-    health = Health.of(whole, build.partitions - len(reporting(progress, build)), None)
+    queue = None
     try:
-        return replace(health, index_queue=await space.indexing_queue())
+        queue = await space.indexing_queue()
     except CrossfadeError as error:
         say(f"the index queue is not known: {error.message}")
-        return health
+    return health_of(progress, build, queue)
 
 
 def _lines(found: Found) -> list[str]:

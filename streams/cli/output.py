@@ -49,11 +49,6 @@ def plain(text: str, most: int | None = None) -> str:
     return shown if most is None or len(shown) <= most else shown[: most - 1] + "…"
 
 
-def key_text(key: bytes | None) -> str:
-    """A record's key for people; bytes that are not UTF-8 as escapes."""
-    return plain((key or b"").decode(errors="backslashreplace"))
-
-
 def duration(seconds: float) -> str:
     """5s, 1m58s, 2h05m, 3d04h."""
     left = round(seconds)

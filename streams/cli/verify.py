@@ -18,7 +18,7 @@ from streams.cli.session import ASK_S, SWEEP_S, Session, ask, reporting, run, se
 from streams.control import whoami
 from streams.migration.sweep import NAMED, Sweep
 from streams.migration.verify import verify as compare
-from streams.progress import Counters
+from streams.progress import Counters, counted
 from streams.state import BuildState, Command, Verb
 from streams.versions import Stage, next_command
 from streams.views import ProgressView, StateView
@@ -94,9 +94,9 @@ def redrive(options: Options, collection: str, version: str, timeout_s: float, a
     async def work() -> tuple[BuildState, Counters, Counters]:
         async with session(options) as opened, opened.state() as view, opened.progress() as progress:
             build = view.build(collection, version)
-            before = _counted(progress, build)
+            before = counted(progress.partitions(build))
             await _have_done(opened, view, progress, build, "redrive", timeout_s)
-            return build, before, _counted(progress, build)
+            return build, before, counted(progress.partitions(build))
 
     build, before, after = run(work())
     then = f"crossfade verify {collection} {version}"
@@ -106,13 +106,6 @@ def redrive(options: Options, collection: str, version: str, timeout_s: float, a
         return
     click.echo(f"{build.key}: {count(applied, 'dead letter')} applied, {refused:,} refused again")
     next_line(then)
-
-
-def _counted(progress: ProgressView, build: BuildState) -> Counters:
-    whole = Counters()
-    for record in progress.partitions(build):
-        whole.add(record.counted())
-    return whole
 
 
 async def _have_done(

@@ -5,7 +5,6 @@ Pure. It must never call something sound that was not seen: that is "not known",
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from streams.documents import object_id
 from streams.migration.plan import READ_ONLY_SHARE
 from streams.migration.plan_risks import Topic, topic_risks
 from streams.state import BuildState, CollectionState
+from streams.versions import alias_of_space
 
 Verdict = Literal["ok", "note", "wrong", "not known"]
 
@@ -33,8 +33,6 @@ MANY_BEHIND = 10_000
 DISK_NOTE_SHARE = 0.8
 NAMED = 3
 ON_TOPIC = ("describe", "describe_configs", "read")
-
-_SPACE_TAIL = re.compile(r"_[a-z0-9_]+_[0-9]+_[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +421,7 @@ def orphans(aliases: Mapping[str, str], known: Iterable[str], spaces: Iterable[s
     owned = set(known)
     found: list[Finding] = []
     for name in sorted(spaces):
-        alias_ = next((a for a in aliases if name.startswith(a) and _SPACE_TAIL.fullmatch(name[len(a) :])), None)
+        alias_ = alias_of_space(name, aliases)
         if alias_ is not None and name not in owned:
             said = f"it is named like a space of {aliases[alias_]}, but no active version owns it"
             fix = "see whether another deployment uses it; if nobody does, delete the collection in Weaviate"

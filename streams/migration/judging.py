@@ -16,6 +16,7 @@ from streams.migration.evaluate import Comparison, Reply, compare
 from streams.migration.gate import Unjudged
 from streams.migration.golden import GoldenQuery, GoldenSet
 from streams.retry import a_while
+from streams.turns import in_turns
 
 AT_ONCE = 4
 ATTEMPTS = 5  # a few seconds of trouble
@@ -76,25 +77,18 @@ async def evaluate_spaces(
     for ask in asks:
         await _reply(ask, golden.queries[0], gate.k)  # connections are opened before time is taken
     replies: list[list[Reply]] = [[] for _ in golden.queries]
-    waiting = iter(enumerate(golden.queries))
     finished = 0
 
-    async def take_turns() -> None:
+    async def ask_all(at: int) -> None:
         nonlocal finished
-        for at, query in waiting:
-            replies[at] = [await _reply(ask, query, gate.k) for ask in (asks if at % 2 else reversed(asks))]
-            if not at % 2:
-                replies[at].reverse()  # who is asked first meets the colder caches: in turn
-            finished += 1
-            done(finished)
+        query = golden.queries[at]
+        replies[at] = [await _reply(ask, query, gate.k) for ask in (asks if at % 2 else reversed(asks))]
+        if not at % 2:
+            replies[at].reverse()  # who is asked first meets the colder caches: in turn
+        finished += 1
+        done(finished)
 
-    turns = [asyncio.create_task(take_turns()) for _ in range(AT_ONCE)]
-    try:
-        await asyncio.gather(*turns)
-    finally:
-        for turn in turns:
-            turn.cancel()
-        await asyncio.gather(*turns, return_exceptions=True)
+    await in_turns(range(len(golden.queries)), ask_all, AT_ONCE)
     return await asyncio.to_thread(
         compare,
         golden,

@@ -52,10 +52,7 @@ class Questions:
             queue: int | None = await space.indexing_queue()
         except (Transient, AccessDenied):  # a key without rights for the nodes API: not known, which the gate says
             queue = None
-        records, now_ms = self._progress.partitions(build), wall_ms()
-        whole = combine(build.version, records, build.partitions, now_ms)
-        silent = build.partitions - sum(record.is_fresh(now_ms) for record in records)
-        return judge(gate, quality, Health.of(whole, silent, queue, swept))
+        return judge(gate, quality, health_of(self._progress, build, queue, swept))
 
     async def ask(self, build: BuildState, query: str) -> Asked:
         """One query to this build's space. Raises as the router does."""
@@ -81,6 +78,14 @@ class Questions:
 
     async def close(self) -> None:
         await self._router.close()
+
+
+def health_of(progress: ProgressView, build: BuildState, queue: int | None, swept: Swept | None = None) -> Health:
+    """As the partitions' owners have last reported it. `queue`: of the space's index, None where it is not known."""
+    records, now_ms = progress.partitions(build), wall_ms()
+    whole = combine(build.version, records, build.partitions, now_ms)
+    silent = build.partitions - sum(record.is_fresh(now_ms) for record in records)
+    return Health.of(whole, silent, queue, swept)
 
 
 def ranked(router: Router, collection: str, version: str) -> Ask:

@@ -17,7 +17,7 @@ from streams.config_embedders import Version
 from streams.config_operation import Hook
 from streams.migration.gate import GateResult, Swept
 from streams.migration.sweep import Sweep
-from streams.progress import Counters
+from streams.progress import counted
 from streams.state import BuildState, TopicNames
 from streams.state_store import StateStore
 from streams.versions import next_command
@@ -78,9 +78,7 @@ class NotYet(Refused):
 
 def spent(desk: Desk, build: BuildState) -> dict[str, JsonValue]:
     """For the journal: what the build's embeddings came to, as its workers last reported."""
-    counters = Counters()
-    for record in desk.progress.partitions(build):
-        counters.add(record.counted())
+    counters = counted(desk.progress.partitions(build))
     return {"tokens": counters.tokens, "cost_usd": counters.cost_usd}
 
 

@@ -5,9 +5,9 @@ The real connectors and the in-memory ones of `connectors.memory` both pass the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import numpy as np
@@ -35,6 +35,17 @@ class RangeBatch(NamedTuple):
     """
 
     records: list[Record]
+    position: int
+    done: bool
+
+
+class KeyBatch(NamedTuple):
+    """Of each record of a bounded read, in offset order: what stands for its key, its offset, and whether it is a
+    delete. `position` and `done` as in RangeBatch."""
+
+    digests: list[bytes]
+    offsets: list[int]
+    deleted: list[bool]
     position: int
     done: bool
 
@@ -129,13 +140,19 @@ class Log(Protocol):
 
     def group_reader(self, topic: str, group: str) -> GroupReader: ...
 
-    def read_range(
-        self, topic: str, partition: int, start: int, end: int, *, values: bool = True
-    ) -> AsyncIterator[RangeBatch]:
+    def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[RangeBatch]:
         """[start, end) of one partition, read_committed; the last batch has `done`, also for an empty range.
 
-        With `values` False, `value` is b"" for any value and None for a tombstone (a plan scan needs no more).
         A `start` below the log's first offset begins at what is left; callers who must know ask `bounds` first.
+        """
+        ...
+
+    def read_keys(
+        self, topic: str, partition: int, start: int, end: int, digest: Callable[[bytes], bytes]
+    ) -> AsyncIterator[KeyBatch]:
+        """As `read_range`, and faster: of the keys it gives only what `digest` makes of them (b"" where there is none).
+
+        `digest` is called where the log is read, for any number of records on end: it must be quick and touch nothing.
         """
         ...
 
@@ -178,8 +195,7 @@ class AtomicWriter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceObject:
+class SpaceObject(NamedTuple):
     """One object to store. `vector`: float32[dim]."""
 
     uuid: UUID
@@ -204,7 +220,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result. `score` is 1 - distance/2 for cosine, negative distance otherwise; higher is better."""
+    """One search result. `score` is 1 - distance/2 for cosine, negative distance otherwise; higher is better.
+
+    `offset`: of the event it was written from, in its document's partition.
+    """
 
     uuid: UUID
     doc_id: str
@@ -212,6 +231,23 @@ class Hit:
     score: float
     distance: float
     properties: Mapping[str, JSON]
+    offset: int
+
+
+Operator = Literal["eq", "in", "lt", "lte", "gt", "gte"]
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a user's property of a hit must be; an object without the property never matches. `in` has a tuple.
+
+    keyword and bool: eq; keyword, int and number: in; int, number and date (RFC 3339): eq, lt, lte, gt, gte.
+    """
+
+    name: str
+    operator: Operator
+    value: Scalar | tuple[Scalar, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,8 +295,12 @@ class Space(Protocol):
         """Remove these documents' objects with chunk >= from_chunk, until none is left. Returns how many."""
         ...
 
-    def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
-        """Every object once, chunks included, by cursor, without vectors."""
+    def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+        """Every object once, chunks included, by cursor, without vectors.
+
+        `share`: of the time, at most, in which the store is at work on a page of `page` objects; the rest is other
+        callers' alone.
+        """
         ...
 
     async def count(self) -> int: ...
@@ -269,7 +309,10 @@ class Space(Protocol):
         """All stored properties of those that exist."""
         ...
 
-    async def search(self, vector: Vectors, limit: int) -> list[Hit]: ...
+    async def search(self, vector: Vectors, limit: int, filters: Sequence[Condition] = ()) -> list[Hit]:
+        """The `limit` nearest objects that match all of `filters`. Raises ConfigurationError for a filter that this
+        space cannot judge, WrongModel for a vector of another length."""
+        ...
 
     async def indexing_queue(self) -> int:
         """Vectors that are stored and wait for their place in the index: a search may not find them yet.

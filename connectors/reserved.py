@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -15,7 +15,7 @@ from uuid import UUID
 import numpy as np
 
 from connectors.errors import ConfigurationError, ContentRejected, CrossfadeError, IdentityChanged, Terminal, WrongModel
-from connectors.protocols import JSON, Head, SpaceObject, SpaceSpec, Vectors
+from connectors.protocols import JSON, Condition, Head, Operator, Scalar, SpaceObject, SpaceSpec, Vectors
 
 PREFIX: Final = "cf_"
 DOC_ID: Final = "cf_doc_id"
@@ -143,7 +143,94 @@ def check_object(obj: SpaceObject, types: Mapping[str, str], dimensions: int) ->
     return None
 
 
+MOST_CONDITIONS: Final = 32
+MOST_VALUES: Final = 1000
+
+OPERATORS: Final[Mapping[str, tuple[Operator, ...]]] = {
+    "keyword": ("eq", "in"),
+    "int": ("eq", "in", "lt", "lte", "gt", "gte"),
+    "number": ("eq", "in", "lt", "lte", "gt", "gte"),
+    "bool": ("eq",),
+    "date": ("eq", "lt", "lte", "gt", "gte"),
+}
+"""What can be asked of each type of property. Of text nothing: stores cut it into words, so nothing would be exact."""
+
+
+def check_conditions(conditions: Iterable[Condition], types: Mapping[str, str]) -> None:
+    """`types`: of the properties, by name; reserved ones may be among them and are never filtered on.
+
+    Raises ConfigurationError with what can be asked. Values are never shown.
+    """
+    asked = list(conditions)
+    if len(asked) > MOST_CONDITIONS:
+        raise ConfigurationError(f"a filter of {len(asked)} conditions", next_step=f"use at most {MOST_CONDITIONS}")
+    known = {name: kind for name, kind in types.items() if kind in OPERATORS and not name.startswith(PREFIX)}
+    for condition in asked:
+        kind = known.get(condition.name)
+        if kind is None:
+            raise ConfigurationError(
+                f"{condition.name[:100]!r} cannot be filtered on",
+                next_step=f"use one of {', '.join(sorted(known)) or '(no property is declared)'}; a text property is "
+                "searched by meaning alone",
+            )
+        if condition.operator not in OPERATORS[kind]:
+            raise ConfigurationError(
+                f"{condition.name} is a {kind}: {condition.operator} cannot be asked of it",
+                next_step=f"use one of {', '.join(OPERATORS[kind])}",
+            )
+        values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
+        if isinstance(condition.value, tuple) != (condition.operator == "in") or not 0 < len(values) <= MOST_VALUES:
+            raise ConfigurationError(
+                f"the filter on {condition.name} has {len(values)} values",
+                next_step=f"one value, or 1 to {MOST_VALUES} of them for in",
+            )
+        for value in values:
+            if not _fits(value, kind) or (isinstance(value, str) and not value.strip()):
+                raise ConfigurationError(
+                    f"the filter on {condition.name} has a value that is no {kind}",
+                    next_step=f"{condition.name} is declared as {kind}",
+                )
+
+
+def matches(properties: Mapping[str, JSON], conditions: Iterable[Condition], types: Mapping[str, str]) -> bool:
+    """Whether stored properties match all the conditions, as Weaviate judges them. `conditions` have been checked."""
+    return all(_matches(properties.get(one.name), one, types[one.name]) for one in conditions)
+
+
+def _matches(stored: JSON, condition: Condition, kind: str) -> bool:
+    if stored is None:
+        return False
+    have, value = _comparable(stored, kind), condition.value
+    if isinstance(value, tuple):
+        return any(have == _comparable(one, kind) for one in value)
+    wanted = _comparable(value, kind)
+    match condition.operator:
+        case "lt":
+            return have < wanted
+        case "lte":
+            return have <= wanted
+        case "gt":
+            return have > wanted
+        case "gte":
+            return have >= wanted
+        case _:
+            return have == wanted
+
+
+def _comparable(value: JSON | Scalar, kind: str) -> tuple[float, float, str]:
+    """Of a date: seconds since the epoch, the fraction apart, since a float has no room for both."""
+    if kind == "date":
+        body, zone = (str(value)[:-1], "+00:00") if str(value).endswith("Z") else (str(value)[:-6], str(value)[-6:])
+        seconds, _, fraction = body.partition(".")
+        return datetime.fromisoformat(seconds + zone).timestamp(), float(f"0.{fraction or 0}"), ""
+    if isinstance(value, int | float):  # bool too
+        return float(value), 0.0, ""
+    return 0.0, 0.0, str(value).strip()  # as the FIELD tokenization does
+
+
 def _fits(value: JSON, kind: str) -> bool:
+    if kind in ("keyword", "text"):  # first: most are, and a history of them goes through here
+        return isinstance(value, str) and (value.isascii() or _encodes(value))
     match kind:
         case "int":
             return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= EXACT_INT
@@ -151,10 +238,8 @@ def _fits(value: JSON, kind: str) -> bool:
             return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         case "bool":
             return isinstance(value, bool)
-        case "date":
-            return isinstance(value, str) and bool(_DATE.fullmatch(value)) and _is_instant(value)
         case _:
-            return isinstance(value, str) and _encodes(value)
+            return isinstance(value, str) and bool(_DATE.fullmatch(value)) and _is_instant(value)
 
 
 def _is_instant(value: str) -> bool:

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What was in force when a request began. `in_flight` counts itself; `alike`, those of its own lane."""
+    """What was in force when a request began. `in_flight` counts itself; `alike`, those of its own lane.
+
+    `yielding`: the replay left room for the live lane.
+    """
 
     flight: int
     level: int
     in_flight: int
     alike: int
+    yielding: bool = False
 
 
 @dataclass(slots=True)
@@ -36,6 +40,10 @@ class _Window:
     @property
     def mean_alike(self) -> float:
         return self.alike / self.count
+
+    @property
+    def mean_others(self) -> float:
+        return (self.in_flight - self.alike) / self.count
 
     def add(self, ticket: Ticket, tokens: float, seconds: float) -> None:
         self.count += 1
@@ -89,6 +97,10 @@ class AdaptiveConcurrency:
     the best point and one above, goodput is what the endpoint can do at once: the limit goes there, and one more for
     the live lane. Then trials of one step are rare, until one is kept or the endpoint changes.
 
+    While live events come, the caller may hold the replay to less than `at_once` once the search is at `rest`. Such
+    requests meet no queue; how much longer the same took at the limit says, by Little's law, how many of those the
+    endpoint really served at once. They tell nothing else, so after some thousands the limit is used again for a while.
+
     A refusal or time-out halves the limit, once for all requests that were in flight together; the level that was
     refused is tried again only after a while. `least` equal to `most` is a fixed limit.
     """
@@ -102,6 +114,8 @@ class AdaptiveConcurrency:
     _CHANGED = 0.4  # in the logarithm of goodput, from one window at rest to the next
     _SIZES = 16  # requests of less than this part of the largest of late tell nothing: how long they wait is not theirs
     _FIRST_REST, _LONGEST_REST = 12, 96  # windows between trials while none is kept
+    _FREE = 16  # requests that left room, until it is known what one takes
+    _TRUSTED = 250  # windows of such requests, until the limit is used again for one: live calls then wait
     _FIRST_PATIENCE, _LONGEST_PATIENCE = 32, 256  # windows below a refused level
 
     def __init__(self, most: int, least: int = 1) -> None:
@@ -128,10 +142,27 @@ class AdaptiveConcurrency:
         self._patience_length = self._FIRST_PATIENCE
         self._largest = 0.0
         self._service = _ServiceTime()
+        self._free = _Window()  # requests that left room for the live lane
+        self._at_once: int | None = None
+        self._trusted = self._unsettled = 0
 
-    def begin(self, in_flight: int, alike: int | None = None) -> Ticket:
+    @property
+    def rests(self) -> bool:
+        """Whether the limit is the best point as far as is known, and was used of late."""
+        if self.least == self.most:
+            return True
+        return not self._rising and self._direction == 0 and self._at_base is not None and self._trusted > 0
+
+    @property
+    def at_once(self) -> int:
+        """How many requests the endpoint serves without a queue: at first a careful guess."""
+        if self.least == self.most:
+            return self.limit
+        return max(1, self.limit // 2) if self._at_once is None else self._at_once
+
+    def begin(self, in_flight: int, alike: int | None = None, *, yielding: bool = False) -> Ticket:
         """A request begins; `in_flight` counts it, and so does `alike`, those of its lane (all, unless told)."""
-        return Ticket(self._flight, self._level, in_flight, in_flight if alike is None else alike)
+        return Ticket(self._flight, self._level, in_flight, in_flight if alike is None else alike, yielding)
 
     def succeeded(self, ticket: Ticket, tokens: float, seconds: float) -> None:
         """Learns from requests that ran with the present limit fully used (one slot may be kept for the live lane)."""
@@ -146,13 +177,18 @@ class AdaptiveConcurrency:
         self._service.learn(tokens, seconds)
         if ticket.level != self._level or self.least == self.most:
             return
-        if self._rising:
+        if ticket.yielding:
+            self._learn_free(ticket, tokens, seconds)
+        elif self._rising:
             high = ticket.in_flight >= max(2, self.limit // 2)
             (self._window if high else self._first).add(ticket, tokens, seconds)
             self._full = self._full or ticket.in_flight >= self.limit - 1
             if high and self._window.count >= max(4, self.limit // 2):
                 self._rise(self._window)
         elif ticket.in_flight >= self.limit - 1:
+            if self._unsettled > 0 and ticket.in_flight > ticket.alike:  # those of another limit may still be queued
+                self._unsettled -= 1
+                return
             window = self._window
             window.add(ticket, tokens, seconds)
             if window.count >= self._enough:
@@ -183,6 +219,8 @@ class AdaptiveConcurrency:
     @property
     def _enough(self) -> int:
         """Requests in a window: fewer where time presses, more where a small difference is looked for."""
+        if self._direction == 0 and self._window.in_flight > self._window.alike:
+            return max(24, 3 * self.limit)
         if self._seeking:
             return max(12, 3 * self.limit // 2) if self._direction < 0 else max(8, self.limit)
         return max(24, 2 * self.limit) if self._direction else max(16, 2 * self.limit)
@@ -210,14 +248,27 @@ class AdaptiveConcurrency:
             knee = self._ALL_AT_ONCE * keeps * window.mean_alike
             self._seek(min(self.limit, math.ceil(knee) + 1), 1)
 
+    def _learn_free(self, ticket: Ticket, tokens: float, seconds: float) -> None:
+        self._trusted -= 1
+        full, free = self._at_base, self._free
+        if full is None or free.count >= 4 * self._FREE:
+            return
+        free.add(ticket, tokens, seconds)
+        if free.count % self._FREE == 0:
+            queue = max(1.0, self._service.slowdown(full) / self._service.slowdown(free))
+            served = full.mean_alike / queue + min(full.mean_others, free.mean_others)
+            self._at_once = max(1, min(self.limit, round(served)))
+
     def _at_rest(self, window: _Window) -> None:
         before, self._at_base = self._at_base, window
+        self._free, self._trusted = _Window(), self._TRUSTED * window.count
         if self._ceiling is not None:
             self._patience -= 1
             if self._patience <= 0:
                 self._ceiling = None
         if self._seeking:
-            self._try()
+            if before is not None or not window.mean_others:  # else the live lane goes first: it has waited enough
+                self._try()
             return
         change = 0.0 if before is None else math.log(self._goodput(window) / self._goodput(before))
         if abs(change) > self._CHANGED:
@@ -308,6 +359,7 @@ class AdaptiveConcurrency:
         self._stride = self._misses = 0
         self._next = -1
         self._rest = self._rest_length = self._FIRST_REST
+        self._unsettled = limit
 
     def _go(self, limit: int, direction: int) -> None:
         if direction == 0:
@@ -316,6 +368,7 @@ class AdaptiveConcurrency:
         if limit != self.limit:
             self.limit = limit
             self._level += 1
+            self._at_once = None
         self._window = _Window()
 
     def _goodput(self, window: _Window) -> float:

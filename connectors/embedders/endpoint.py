@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from connectors.embedders.concurrency import AdaptiveConcurrency, Ticket
-from connectors.embedders.limits import Circuit, State, TokenBucket
+from connectors.embedders.limits import Circuit, LiveLoad, State, TokenBucket
 from connectors.errors import (
     ConfigurationError,
     ContentRejected,
@@ -123,6 +123,7 @@ class Endpoint:
         self._requests = None if requests_per_minute is None else TokenBucket(requests_per_minute, 0.0)
         self._tokens = None if tokens_per_minute is None else TokenBucket(tokens_per_minute, 0.0)
         self._concurrency = AdaptiveConcurrency(most, most if fixed_concurrency else 1)
+        self._live = LiveLoad()
         self._circuit = Circuit()
         self._urgent: OrderedDict[Waiter, None] = OrderedDict()
         self._replay: OrderedDict[Waiter, None] = OrderedDict()
@@ -159,8 +160,15 @@ class Endpoint:
 
     def has_slot(self, urgent: bool) -> bool:
         """Whether the concurrency of the moment has room for one more of this kind."""
+        return self._in_flight < self._concurrency.limit and (urgent or self._replay_in_flight < self._share(_now_s()))
+
+    def _share(self, now_s: float) -> int:
+        """How many replay calls may be in flight: one less than the limit, or while live calls come, what these leave
+        of all that the endpoint serves at once; half of that in any case."""
         limit = self._concurrency.limit
-        return self._in_flight < limit and (urgent or self._replay_in_flight < max(1, limit - 1))
+        wanted = self._live.slots(now_s) if self._concurrency.rests else 0
+        served = self._concurrency.at_once if wanted else limit
+        return min(max(1, limit - 1), max(1, served // 2, served - max(1, wanted)))
 
     def away_s(self) -> float:
         """Seconds until this endpoint may be asked again: 0.0 unless it is held or its circuit is not closed."""
@@ -224,7 +232,8 @@ class Endpoint:
             self._end(turn, "ok")
             self._circuit.answered(probe=turn.probe)
             self._holds = 0
-            self._concurrency.succeeded(turn.ticket, turn.tokens, _now_s() - began_s)
+            if not (turn.urgent and turn.ticket.yielding):
+                self._concurrency.succeeded(turn.ticket, _padded(turn.tokens, texts), _now_s() - began_s)
             if self._tokens is not None and reply.tokens is not None:
                 self._tokens.correct(turn.tokens, reply.tokens)
             self._counted += turn.tokens if reply.tokens is None else reply.tokens
@@ -338,12 +347,17 @@ class Endpoint:
         self._in_flight += 1
         self._replay_in_flight += not urgent
         alike = self._in_flight - self._replay_in_flight if urgent else self._replay_in_flight
-        ticket = self._concurrency.begin(self._in_flight, alike)
+        yielding = self._share(now_s) < self._concurrency.limit - 1
+        ticket = self._concurrency.begin(self._in_flight, alike, yielding=yielding)
+        if urgent:
+            self._live.begun(now_s)
         return Turn(self, tokens, urgent, ticket, self._circuit.begin())
 
     def _end(self, turn: Turn, outcome: str, error: BaseException | None = None) -> None:
         self._in_flight -= 1
         self._replay_in_flight -= not turn.urgent
+        if turn.urgent:
+            self._live.ended(_now_s())
         if not self._in_flight:
             self._busy_s += _now_s() - self._busy_since_s
         self._outcomes[outcome] += 1
@@ -377,6 +391,12 @@ def away(endpoints: Sequence[Endpoint], wait_s: float) -> Unreachable:
         next_step="look at the endpoint's own log; start it, or correct its address in the configuration",
         retry_after_s=wait_s,
     )
+
+
+def _padded(tokens: int, texts: Sequence[str]) -> float:
+    """Tokens that a GPU works on: each text is as long as the longest beside it."""
+    lengths = [len(text) for text in texts]
+    return tokens * len(lengths) * max(lengths) / max(1, sum(lengths))
 
 
 def _now_s() -> float:

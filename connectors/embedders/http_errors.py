@@ -48,8 +48,8 @@ def map_httpx(error: httpx.HTTPError, where: str) -> CrossfadeError:
     """The error tree's name for an exception of httpx. Embedding has no effect, so what was sent may be sent again."""
     next_step = "start the endpoint, or correct its address in the configuration"
     match error:
-        case httpx.ConnectError() if (tls := _tls_error(error)) is not None:
-            return _map_tls(tls, where)
+        case httpx.ConnectError() if (tls := tls_error(error)) is not None:
+            return map_tls(tls, where)
         case httpx.ConnectTimeout() | httpx.ConnectError() | httpx.ProxyError():
             return Unreachable(f"{where} does not answer", next_step=next_step)
         case httpx.PoolTimeout():
@@ -68,7 +68,7 @@ def map_httpx(error: httpx.HTTPError, where: str) -> CrossfadeError:
             return Terminal(f"{where} gave a reply that cannot be read: {type(error).__name__}", next_step=next_step)
 
 
-def _tls_error(error: BaseException) -> ssl.SSLError | None:
+def tls_error(error: BaseException) -> ssl.SSLError | None:
     """The failed handshake behind an exception; None when the other side only went away during it."""
     cause: BaseException | None = error
     while cause is not None:
@@ -79,7 +79,7 @@ def _tls_error(error: BaseException) -> ssl.SSLError | None:
     return None
 
 
-def _map_tls(error: ssl.SSLError, where: str) -> ConfigurationError:
+def map_tls(error: ssl.SSLError, where: str) -> ConfigurationError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConfigurationError(
             f"{where} has a certificate that is not accepted: {error.verify_message}",

@@ -74,6 +74,56 @@ class TokenBucket:
             self._largest_before, self._largest, self._period_s = self._largest, 0.0, now_s
 
 
+class LiveLoad:
+    """How many live requests are in flight on average of late, and how many slots that asks for.
+
+    Without any for `_QUIET_S` seconds it asks for none: a replay alone has the whole endpoint.
+    """
+
+    _QUIET_S = 5.0
+    _MEMORY_S = 5.0
+    _ALL_TAKEN = 0.05  # of live requests that come may find no slot free
+
+    def __init__(self) -> None:
+        self._in_flight = 0
+        self._area = self._seconds = 0.0  # both forgotten in time
+        self._at_s = self._last_s = -math.inf
+
+    def begun(self, now_s: float) -> None:
+        """A live request is sent."""
+        if not self._in_flight and now_s - self._last_s > self._QUIET_S:
+            self._area = self._seconds = 0.0
+            self._at_s = now_s
+        self._pass(now_s)
+        self._in_flight += 1
+
+    def ended(self, now_s: float) -> None:
+        """One is over, however."""
+        self._pass(now_s)
+        self._in_flight -= 1
+
+    def slots(self, now_s: float) -> int:
+        """So many that a live request which comes finds one free, as a rule: by Erlang's loss formula."""
+        if not self._in_flight and now_s - self._last_s > self._QUIET_S:
+            return 0
+        self._pass(now_s, seen=False)
+        load = self._area / self._seconds if self._seconds > 0 else 0.0
+        slots, lost = 1, load / (1 + load)
+        while lost > self._ALL_TAKEN:
+            slots += 1
+            lost = load * lost / (slots + load * lost)
+        return slots
+
+    def _pass(self, now_s: float, *, seen: bool = True) -> None:
+        passed_s = now_s - self._at_s
+        kept = math.exp(-passed_s / self._MEMORY_S)
+        self._area = kept * self._area + self._in_flight * passed_s
+        self._seconds = kept * self._seconds + passed_s
+        self._at_s = now_s
+        if seen:
+            self._last_s = now_s
+
+
 class Circuit:
     """Leaves an endpoint alone that failed `failures` times in a row, and lets one request find out if it is back."""
 

@@ -24,7 +24,9 @@ class ConnectionsTransport(httpx.AsyncBaseTransport):
     """`ca_file`: PEM, instead of the public authorities. Raises httpx.TransportError, and what a guard raises."""
 
     def __init__(self, ca_file: str | Path | None, *, http2: bool) -> None:
-        self._inner = httpx.AsyncHTTPTransport(verify=_tls(ca_file), trust_env=False, http2=http2, limits=_LIMITS)
+        self._inner = httpx.AsyncHTTPTransport(
+            verify=tls_context(ca_file), trust_env=False, http2=http2, limits=_LIMITS
+        )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         with _named_by_httpx(request):
@@ -63,7 +65,7 @@ def _named_by_httpx(request: httpx.Request) -> Iterator[None]:
         raise httpx.RemoteProtocolError(type(error).__name__, request=request) from error
 
 
-def _tls(ca_file: str | Path | None) -> ssl.SSLContext:
+def tls_context(ca_file: str | Path | None) -> ssl.SSLContext:
     if ca_file is None:
         return httpx.create_ssl_context(trust_env=False)
     try:

@@ -5,13 +5,13 @@ It only ties topics, group readers and bounded reads together; it must never kee
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
-from connectors.kafka.ranges import read_range
+from connectors.kafka.ranges import read_keys, read_range
 from connectors.kafka.reader import KafkaGroupReader
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import Topics
-from connectors.protocols import Bounds, Commit, RangeBatch, TopicFacts
+from connectors.protocols import Bounds, Commit, KeyBatch, RangeBatch, TopicFacts
 
 
 class KafkaLog:
@@ -30,10 +30,13 @@ class KafkaLog:
     def group_reader(self, topic: str, group: str) -> KafkaGroupReader:
         return KafkaGroupReader(self._settings, topic, group)
 
-    def read_range(
-        self, topic: str, partition: int, start: int, end: int, *, values: bool = True
-    ) -> AsyncIterator[RangeBatch]:
-        return read_range(self._settings, topic, partition, start, end, values=values)
+    def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[RangeBatch]:
+        return read_range(self._settings, topic, partition, start, end)
+
+    def read_keys(
+        self, topic: str, partition: int, start: int, end: int, digest: Callable[[bytes], bytes]
+    ) -> AsyncIterator[KeyBatch]:
+        return read_keys(self._settings, topic, partition, start, end, digest)
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         return await self.topics.committed(group, topic)

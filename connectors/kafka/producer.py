@@ -18,6 +18,13 @@ from connectors.kafka.thread import ClientThread
 from connectors.protocols import Write
 
 _POLL_S = 0.05
+_ENDING = (
+    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+)
+"""What a record is answered that an idempotent producer ends with: an answer does not say that the error is fatal."""
 
 
 def _log_error(error: KafkaError) -> None:
@@ -31,11 +38,16 @@ def _open(settings: KafkaSettings, *, linger_ms: int = 5, transactional_id: str 
 
 
 class KafkaSink:
-    """`connectors.protocols.RecordSink`. `start` first, `close` last: it waits for what is still under way."""
+    """`connectors.protocols.RecordSink`. `start` first, `close` last: it waits for what is still under way.
+
+    An idempotent producer may end for good (librdkafka's introduction, "Fatal producer errors"); another follows it.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._producer: Producer | None = None
+        self._ended: list[Producer] = []
+        self._renewing = asyncio.Lock()
         self._thread: ClientThread | None = None
         self._closing = False
         self._polling: asyncio.Future[None] | None = None
@@ -48,7 +60,8 @@ class KafkaSink:
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> None:
-        """Raises ContentRejected, NotFound, AccessDenied; UnknownOutcome when no acknowledgement came in time."""
+        """Raises ContentRejected, NotFound, AccessDenied; UnknownOutcome when no acknowledgement came in time, or its
+        producer ended before one came."""
         await self.append(topic, key, value, headers=headers)
 
     async def append(
@@ -69,12 +82,16 @@ class KafkaSink:
 
         def settle(error: KafkaError | None, message: Message) -> None:  # in the polling thread
             where = (message.partition() or 0, message.offset() or 0)
-            loop.call_soon_threadsafe(_settle, landed, mapped(error, f"writing to {topic}") if error else None, where)
+            loop.call_soon_threadsafe(_settle, landed, _of_delivery(error, doing) if error else None, where)
 
+        doing = f"writing to {topic}"
         while True:
+            if self._closing:
+                raise Terminal(f"{doing}: the record sink is being closed", next_step="send before close()")
+            producer = self._producer
             try:
-                with foreign(f"writing to {topic}"):
-                    self._producer.produce(
+                with foreign(doing):
+                    producer.produce(
                         topic,
                         value,
                         key,
@@ -85,7 +102,11 @@ class KafkaSink:
                     )
                 break
             except CrossfadeError as raised:
-                if not isinstance(raised.__cause__, BufferError):
+                cause = raised.__cause__
+                if isinstance(cause, KafkaException) and _is_over(cause.args[0]):
+                    await self._follow(producer)
+                    continue
+                if not isinstance(cause, BufferError):
                     raise
             await asyncio.sleep(_POLL_S)  # the local queue is full; it empties, or its records time out
         return await landed
@@ -98,10 +119,35 @@ class KafkaSink:
             await self._polling
         await self._thread.stop()
 
+    async def _follow(self, ended: Producer) -> None:
+        async with self._renewing:
+            if self._producer is ended:
+                client_logger().warning("a producer has ended for good, another follows it")
+                following = await asyncio.to_thread(lambda: _open(self._settings))
+                self._ended.append(ended)  # first: its last answers must be waited for
+                self._producer = following
+
     def _poll(self) -> None:
-        producer = self._producer
-        while producer is not None and (not self._closing or len(producer)):
-            producer.poll(_POLL_S)
+        while not self._closing or any(map(len, self._producers())):
+            for producer in self._producers():
+                producer.poll(_POLL_S)
+            for producer in [one for one in self._ended if not len(one)]:
+                self._ended.remove(producer)
+
+    def _producers(self) -> list[Producer]:
+        return [*self._ended, *([self._producer] if self._producer is not None else [])]
+
+
+def _is_over(error: KafkaError) -> bool:
+    return error.fatal() or error.code() == KafkaError._FATAL
+
+
+def _of_delivery(error: KafkaError, doing: str) -> CrossfadeError:
+    if _is_over(error) or error.code() in _ENDING:
+        return UnknownOutcome(
+            f"{doing}: its producer ended before the answer ({error.name()})", next_step="the same call is repeated"
+        )
+    return mapped(error, doing)
 
 
 def _settle(landed: asyncio.Future[tuple[int, int]], error: CrossfadeError | None, where: tuple[int, int]) -> None:

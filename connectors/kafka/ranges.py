@@ -6,25 +6,27 @@ They must never skip or repeat a record, and never call a range done without pro
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from connectors.errors import IdentityChanged, NotFound, Unreachable
 from connectors.kafka.failures import foreign, mapped, unreachable
-from connectors.kafka.records import gather, split
+from connectors.kafka.records import apart, gather, keys_of, offset_of, records_of, split
 from connectors.kafka.settings import KafkaSettings, client_logger
 from connectors.kafka.thread import ClientThread
-from connectors.protocols import RangeBatch, Record
+from connectors.protocols import KeyBatch, RangeBatch, Record
 
 MAX_RECORDS = 1000
-MAX_BATCH_BYTES = 8 * 1024 * 1024
+MAX_KEYS = 8 * MAX_RECORDS
 
 
-def open_consumer(settings: KafkaSettings) -> Consumer:
+def open_consumer(settings: KafkaSettings, prefetch_bytes: int | None = None) -> Consumer:
     """A consumer for manual assignment; it names a group to the broker, but never joins or commits."""
     with foreign("opening a Kafka consumer"):
-        return Consumer({**settings.consumer(settings.reader_group), "error_cb": _log_error}, logger=client_logger())
+        conf = settings.consumer(settings.reader_group, prefetch_bytes)
+        return Consumer({**conf, "error_cb": _log_error}, logger=client_logger())
 
 
 def _log_error(error: KafkaError) -> None:
@@ -32,29 +34,63 @@ def _log_error(error: KafkaError) -> None:
 
 
 async def read_range(
-    settings: KafkaSettings,
-    topic: str,
-    partition: int,
-    start: int,
-    end: int,
-    *,
-    values: bool = True,
-    idle_timeout_s: float = 60.0,
+    settings: KafkaSettings, topic: str, partition: int, start: int, end: int, *, idle_timeout_s: float = 60.0
 ) -> AsyncIterator[RangeBatch]:
     """See `Log.read_range`. Raises Unreachable when nothing moves for `idle_timeout_s` although `end` was stable."""
     if start >= end:
         yield RangeBatch([], start, True)
         return
+    prefetch_bytes = settings.prefetch_bytes // 8  # a replay is not faster than its endpoint, and has many partitions
+    async with _opened(settings, topic, partition, start, end, idle_timeout_s, prefetch_bytes) as (thread, reading):
+        done = False
+        while not done:
+            batch = await thread.run(reading.next)
+            done = batch.done
+            if batch.records or done:
+                yield batch
+
+
+async def read_keys(
+    settings: KafkaSettings,
+    topic: str,
+    partition: int,
+    start: int,
+    end: int,
+    digest: Callable[[bytes], bytes],
+    *,
+    idle_timeout_s: float = 60.0,
+) -> AsyncIterator[KeyBatch]:
+    """See `Log.read_keys`. Raises Unreachable as `read_range` does."""
+    if start >= end:
+        yield KeyBatch([], [], [], start, True)
+        return
+    prefetch_bytes = settings.prefetch_bytes
+    async with _opened(settings, topic, partition, start, end, idle_timeout_s, prefetch_bytes) as (thread, reading):
+        done = False
+        while not done:
+            batch = await thread.run(lambda: reading.next_keys(digest))
+            done = batch.done
+            if batch.offsets or done:
+                yield batch
+
+
+@asynccontextmanager
+async def _opened(
+    settings: KafkaSettings,
+    topic: str,
+    partition: int,
+    start: int,
+    end: int,
+    idle_timeout_s: float,
+    prefetch_bytes: int,
+) -> AsyncIterator[tuple[ClientThread, _Range]]:
     thread = ClientThread(f"kafka-range-{topic}-{partition}")
     try:
-        reading = await thread.run(lambda: _Range(settings, topic, partition, start, end, values, idle_timeout_s))
+        reading = await thread.run(
+            lambda: _Range(settings, topic, partition, start, end, idle_timeout_s, prefetch_bytes)
+        )
         try:
-            done = False
-            while not done:
-                batch = await thread.run(reading.next)
-                done = batch.done
-                if batch.records or done:
-                    yield batch
+            yield thread, reading
         finally:
             await thread.run(reading.close)
     finally:
@@ -62,7 +98,7 @@ async def read_range(
 
 
 class _Range:
-    """The blocking half of `read_range`."""
+    """The blocking half of `read_range` and `read_keys`."""
 
     def __init__(
         self,
@@ -71,19 +107,19 @@ class _Range:
         partition: int,
         start: int,
         end: int,
-        values: bool,
         idle_timeout_s: float,
+        prefetch_bytes: int,
     ) -> None:
         self._settings = settings
         self._where = TopicPartition(topic, partition)
         self._doing = f"reading {topic} partition {partition} from {start} to {end}"
         self._position = start
         self._end = end
-        self._values = values
         self._idle_timeout_s = idle_timeout_s
         self._moved_at = time.monotonic()
-        self._batch_size = MAX_RECORDS
-        self._consumer = open_consumer(settings)
+        self._batch_size = 1  # until the size of a record is known
+        self._batch_bytes = prefetch_bytes // 2
+        self._consumer = open_consumer(settings, prefetch_bytes)
         try:
             self._begin()
         except BaseException:
@@ -108,25 +144,40 @@ class _Range:
 
     def next(self) -> RangeBatch:
         """The next batch; empty when nothing came within a second."""
+        records = records_of(self._messages())
+        return RangeBatch(records, self._position, self._position >= self._end)
+
+    def next_keys(self, digest: Callable[[bytes], bytes]) -> KeyBatch:
+        """As `next`, of up to MAX_KEYS or a little more: so small are they that the way to the event loop counts."""
+        batch = KeyBatch([], [], [], self._position, False)
+        while len(batch.offsets) < MAX_KEYS and (messages := self._messages()):
+            digests, offsets, deleted = keys_of(messages, digest)
+            batch.digests.extend(digests)
+            batch.offsets.extend(offsets)
+            batch.deleted.extend(deleted)
+        return batch._replace(position=self._position, done=self._position >= self._end)
+
+    def _messages(self) -> list[Message]:
+        """What came within a second and is in the range; the position is moved, events are taken."""
         if self._position >= self._end:  # all of it is gone from the log
-            return RangeBatch([], self._position, True)
+            return []
         with foreign(self._doing, reading=True):
             messages = gather(self._consumer, self._batch_size, 1.0)
         if not messages:
             self._check_idle()
-            return RangeBatch([], self._position, False)
-        records, events = split(messages, self._values)
-        if records:
+            return []
+        # A batch of huge documents must not fill the memory; one of small ones should be as large as may be.
+        per_record = max(1, sum(map(len, messages)) // len(messages))
+        messages, events = apart(messages)
+        if messages:
             self._moved_at = time.monotonic()
-            # A batch of huge documents must not fill the memory; one of small ones should be as large as may be.
-            per_record = max(1, sum(map(len, messages)) // len(messages))
-            self._batch_size = max(1, min(MAX_RECORDS, MAX_BATCH_BYTES // per_record))
-            self._position = records[-1].offset + 1
+            self._batch_size = max(1, min(MAX_RECORDS, self._batch_bytes // per_record))
+            self._position = offset_of(messages[-1]) + 1
             if self._position > self._end:
-                records = [record for record in records if record.offset < self._end]
+                messages = [message for message in messages if offset_of(message) < self._end]
         for event in events:
             self._take_event(event)
-        return RangeBatch(records, self._position, self._position >= self._end)
+        return messages
 
     def _take_event(self, message: Message) -> None:
         error, offset = message.error(), message.offset()

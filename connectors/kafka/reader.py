@@ -24,6 +24,7 @@ from connectors.protocols import Commit, Rebalance, Record
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_FIRST_READ = 64  # records, before their size is known; no more than is fetched ahead can come at once
 _COMMIT_RETRY_S = 3.0  # a generation that moves on while we are rejoining is no eviction; it settles in this time
 
 
@@ -54,6 +55,9 @@ class KafkaGroupReader:
         self._offered: set[int] = set()  # ours by assignment, but the owner has not said where to begin
         self._taken: set[int] = set()  # taken away during the current call
         self._applied: set[int] = set()  # paused in the consumer
+        self._at_once = (
+            _FIRST_READ  # records that one read may hand over: a part of what is fetched, by their last size
+        )
         self._suspect = False  # librdkafka said all brokers are down
         self._failures: list[BaseException] = []
         self._fatal: CrossfadeError | None = None
@@ -130,8 +134,11 @@ class KafkaGroupReader:
         while True:
             self._raise_failure()
             with foreign(self._doing, reading=True):
-                messages = gather(consumer, max_records, max(0.0, deadline - time.monotonic()))
+                messages = gather(consumer, min(max_records, self._at_once), max(0.0, deadline - time.monotonic()))
             records, events = split(messages)
+            if records:
+                per_record = max(1, sum(map(len, messages)) // len(messages))
+                self._at_once = max(1, self._settings.prefetch_bytes // 4 // per_record)
             for event in events:
                 self._take_event(event)
             if self._taken:

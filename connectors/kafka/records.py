@@ -5,12 +5,14 @@ Nothing may be added to it for each record: its cost is paid for every event of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final, cast
 
 from confluent_kafka import Consumer, Message
 
 from connectors.protocols import Record
 
+offset_of: Final = cast("Callable[[Message], int]", Message.offset)  # of a record; events may have none
 _new = tuple.__new__  # a NamedTuple's own constructor is a Python function and costs twice as much
 
 
@@ -29,20 +31,27 @@ def gather(consumer: Consumer, max_messages: int, timeout_s: float) -> list[Mess
     return messages
 
 
-def split(messages: Sequence[Message], values: bool = True) -> tuple[list[Record], list[Message]]:
-    """Records, and the events among them (end of partition, errors), each in the order they came."""
-    if values:
-        records = [
-            _new(Record, (m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value()))
-            for m in messages
-            if m.error() is None
-        ]
-    else:
-        records = [
-            _new(Record, (m.partition(), m.offset(), m.timestamp()[1], m.key(), None if m.value() is None else b""))
-            for m in messages
-            if m.error() is None
-        ]
-    if len(records) == len(messages):
-        return records, []
-    return records, [m for m in messages if m.error() is not None]
+def apart(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """Those that carry a record, and the events among them (end of partition, errors), each in the order they came."""
+    if not any(map(Message.error, messages)):
+        return messages, []
+    return [m for m in messages if m.error() is None], [m for m in messages if m.error() is not None]
+
+
+def records_of(messages: Sequence[Message]) -> list[Record]:
+    """Of messages without events."""
+    return [_new(Record, (m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value())) for m in messages]
+
+
+def split(messages: list[Message]) -> tuple[list[Record], list[Message]]:
+    """Records, and the events among them."""
+    carrying, events = apart(messages)
+    return records_of(carrying), events
+
+
+def keys_of(messages: Sequence[Message], digest: Callable[[bytes], bytes]) -> tuple[list[bytes], list[int], list[bool]]:
+    """Of messages without events, without a `Record` of each: digests, offsets, and which are deletes."""
+    deleted = [False] * len(messages)
+    if 0 in map(len, messages):  # an empty value, or none
+        deleted = [m.value() is None for m in messages]
+    return [digest(key or b"") for key in map(Message.key, messages)], list(map(offset_of, messages)), deleted

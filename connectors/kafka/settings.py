@@ -15,6 +15,8 @@ from connectors.errors import ConfigurationError
 
 Conf = dict[str, str | int | float | bool]
 
+MIN_PREFETCH_BYTES = 1024 * 1024  # what brokers put into one answer for a partition
+
 # What the connectors decide themselves; a setting that contradicts it would break a rule without a word.
 FIXED = frozenset(
     {
@@ -56,7 +58,7 @@ class KafkaSettings:
     max_poll_interval_s: float = 300.0
     request_timeout_s: float = 15.0
     fetch_wait_s: float = 0.1
-    prefetch_bytes: int = 32 * 1024 * 1024
+    prefetch_bytes: int = 8 * 1024 * 1024  # of one consumer; a worker has one for each partition that it replays
     max_message_bytes: int = 1_000_000_000  # before compression; what a topic takes is the topic's to say
     reader_group: str = "crossfade.readers"
 
@@ -91,19 +93,21 @@ class KafkaSettings:
     def admin(self) -> Conf:
         return self.base()
 
-    def consumer(self, group: str) -> Conf:
+    def consumer(self, group: str, prefetch_bytes: int | None = None) -> Conf:
         """A consumer that decides nothing by itself: no stored offsets, no commits, no reset, committed data only.
+        It fetches ahead up to `prefetch_bytes` of records, or as the settings say, and what one more answer brings.
 
         End-of-partition events are on: they alone carry a position across transaction markers and gaps at the end
         of the log (rules 6 and 7).
         """
-        prefetch_kib = max(1024, self.prefetch_bytes // 1024)
+        ahead = max(MIN_PREFETCH_BYTES, self.prefetch_bytes if prefetch_bytes is None else prefetch_bytes)
         return {
             **{
-                "fetch.queue.backoff.ms": 20,  # the default second stalls a reader faster than its prefetch queue
+                "fetch.queue.backoff.ms": 5,  # the default second stalls a reader faster than its prefetch queue
                 "fetch.error.backoff.ms": 100,
                 "queued.min.messages": 100_000,
-                "queued.max.messages.kbytes": prefetch_kib,
+                "queued.max.messages.kbytes": ahead // 1024,
+                "fetch.max.bytes": ahead,  # else an answer for many partitions may hold 50 MB
                 "fetch.wait.max.ms": round(self.fetch_wait_s * 1000),
                 "heartbeat.interval.ms": max(500, min(3000, round(self.session_timeout_s * 1000 / 4))),
             },

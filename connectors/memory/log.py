@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from connectors.errors import ContentRejected, NotFound, Refused, Unreachable
 from connectors.memory.log_groups import MemoryGroup, MemoryReader
 from connectors.memory.log_topics import MemoryPartition, MemoryTopic, MemoryTransaction
-from connectors.protocols import Bounds, Commit, RangeBatch, Record, TopicFacts
+from connectors.protocols import Bounds, Commit, KeyBatch, RangeBatch, Record, TopicFacts
 
 _IDLE_LIMIT = 60
 
@@ -62,9 +62,7 @@ class MemoryLog:
     def group_reader(self, topic: str, group: str) -> MemoryReader:
         return MemoryReader(self, topic, self.group(topic, group), f"{group} on {topic}")
 
-    async def read_range(
-        self, topic: str, partition: int, start: int, end: int, *, values: bool = True
-    ) -> AsyncIterator[RangeBatch]:
+    async def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[RangeBatch]:
         position, idle = start, 0
         while True:
             if start >= end:
@@ -76,8 +74,6 @@ class MemoryLog:
             idle = 0 if records else idle + 1
             if position > end:
                 records = [record for record in records if record.offset < end]
-            if not values:
-                records = [record._replace(value=None if record.value is None else b"") for record in records]
             done = position >= end
             if records or done:
                 yield RangeBatch(records, position, done)
@@ -87,6 +83,18 @@ class MemoryLog:
                 raise Unreachable(f"reading {topic} partition {partition}: nothing below {end} came")
             if not records:
                 await self.idle(1.0)
+
+    async def read_keys(
+        self, topic: str, partition: int, start: int, end: int, digest: Callable[[bytes], bytes]
+    ) -> AsyncIterator[KeyBatch]:
+        async for batch in self.read_range(topic, partition, start, end):
+            yield KeyBatch(
+                [digest(record.key or b"") for record in batch.records],
+                [record.offset for record in batch.records],
+                [record.value is None for record in batch.records],
+                batch.position,
+                batch.done,
+            )
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         self.reach("committed", topic)

@@ -14,7 +14,7 @@ import numpy as np
 
 from connectors import reserved
 from connectors.errors import NotFound, Refused, Transient
-from connectors.protocols import JSON, Head, Hit, SpaceObject, SpaceSpec, Vectors
+from connectors.protocols import JSON, Condition, Head, Hit, SpaceObject, SpaceSpec, Vectors
 
 Effect = Literal["lost", "applied", "late", "unindexed"]
 
@@ -274,7 +274,7 @@ class MemorySpace:
         )
         return done
 
-    async def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
+    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
         after: UUID | None = None
         while True:
             objects = (await self._read()).objects
@@ -291,13 +291,14 @@ class MemorySpace:
         held = await self._read()
         return {u: dict(held.objects[u][0]) for u in uuids if u in held.objects and u not in held.unindexed}
 
-    async def search(self, vector: Vectors, limit: int) -> list[Hit]:
+    async def search(self, vector: Vectors, limit: int, filters: Sequence[Condition] = ()) -> list[Hit]:
         held = await self._read()
         if wrong := reserved.check_vector(vector, held.spec.dimensions):
             raise wrong
-        if limit < 1 or not held.objects:
+        reserved.check_conditions(filters, held.types)
+        uuids = [u for u, (stored, _) in held.objects.items() if reserved.matches(stored, filters, held.types)]
+        if limit < 1 or not uuids:
             return []
-        uuids = list(held.objects)
         distances = _distances(held.spec.metric, np.stack([held.objects[uuid][1] for uuid in uuids]), vector)
         shown = {*reserved.SHOWN, *held.spec.properties}
         hits: list[Hit] = []
@@ -313,6 +314,7 @@ class MemorySpace:
                     score=reserved.score_of(held.spec.metric, distance),
                     distance=distance,
                     properties={name: value for name, value in properties.items() if name in shown},
+                    offset=head.offset,
                 )
             )
         return hits

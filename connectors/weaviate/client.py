@@ -33,6 +33,7 @@ from connectors.weaviate.failures import FOREIGN, mapped, no_answer
 from connectors.weaviate.settings import WeaviateSettings
 
 OLDEST_VERSION = (1, 33)  # aliases came with 1.32; `none` and `rq` as explicit quantizations with 1.33
+_WRITE = "/weaviate.v1.Weaviate/BatchObjects"
 _DEFAULT_MESSAGE_BYTES = 10 * 1024 * 1024  # of servers that do not say theirs
 
 Request = TypeVar("Request", contravariant=True)
@@ -49,9 +50,9 @@ class Rpc(Protocol[Request, Reply]):
 
 
 class Stub(Protocol):
-    """What we use of the generated stub, which has no types of its own."""
+    """What we use of the generated stub, which has no types of its own. A write is given as its message's bytes."""
 
-    BatchObjects: Rpc[batch_pb2.BatchObjectsRequest, batch_pb2.BatchObjectsReply]
+    BatchObjects: Rpc[bytes, batch_pb2.BatchObjectsReply]
     BatchDelete: Rpc[batch_delete_pb2.BatchDeleteRequest, batch_delete_pb2.BatchDeleteReply]
     Search: Rpc[search_get_pb2.SearchRequest, search_get_pb2.SearchReply]
     Aggregate: Rpc[aggregate_pb2.AggregateRequest, aggregate_pb2.AggregateReply]
@@ -81,6 +82,9 @@ class Connection:
         self.message_bytes = message_bytes
         self._channel = channel
         self.stub: Stub = weaviate_pb2_grpc.WeaviateStub(channel)  # type: ignore[no-untyped-call]
+        self.stub.BatchObjects = channel.unary_unary(
+            _WRITE, response_deserializer=batch_pb2.BatchObjectsReply.FromString
+        )
         self._metadata = (("authorization", f"Bearer {settings.api_key}"),) if settings.api_key else ()
 
     def write_deadline(self) -> Deadline:
@@ -170,6 +174,9 @@ async def open_connection(settings: WeaviateSettings) -> Connection:
         async with asyncio.timeout(settings.connect_timeout_s):
             await client.connect()
             meta: object = await client.get_meta()
+    except asyncio.CancelledError:
+        await client.close()
+        raise
     except TimeoutError as error:
         await client.close()
         raise Unreachable(

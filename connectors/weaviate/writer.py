@@ -6,6 +6,7 @@ It must never create a space, take a write for done that was not acknowledged, o
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 from uuid import UUID
@@ -13,7 +14,7 @@ from uuid import UUID
 from grpc import StatusCode  # type: ignore[import-untyped]
 from grpc.aio import AioRpcError  # type: ignore[import-untyped]
 from weaviate.classes.config import ConsistencyLevel
-from weaviate.proto.v1 import aggregate_pb2, base_pb2, batch_delete_pb2, batch_pb2, search_get_pb2
+from weaviate.proto.v1 import aggregate_pb2, base_pb2, batch_delete_pb2, search_get_pb2
 
 from connectors import reserved
 from connectors.errors import (
@@ -25,9 +26,10 @@ from connectors.errors import (
     UnknownOutcome,
     Unreachable,
 )
-from connectors.protocols import JSON, Head, Hit, SpaceObject, Vectors
+from connectors.protocols import JSON, Condition, Head, Hit, SpaceObject, Vectors
 from connectors.weaviate import wire
 from connectors.weaviate.client import Connection, Deadline, Rpc
+from connectors.weaviate.encoding import Request, RequestEncoder
 from connectors.weaviate.failures import from_text, no_answer, quiet
 from connectors.weaviate.schema import Shape, config_of, shape_of
 from connectors.weaviate.search import hit_of, nearest
@@ -38,10 +40,19 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 
 ERASED_AT_ONCE: Final = 16
 IDS_PER_REQUEST: Final = 500  # far below QUERY_MAXIMUM_RESULTS, which a server may have set lower than 10,000
+LONGEST_COUNTED_S: Final = 2.0
 
-Request = TypeVar("Request")
+Asked = TypeVar("Asked")
 Reply = TypeVar("Reply")
 Item = TypeVar("Item")
+
+
+def rest_s(took_s: float, share: float) -> float:
+    """How long the store is left to others after a page that took so long, for `share` of the time in all.
+
+    A page that hung counts as one of two seconds.
+    """
+    return min(took_s, LONGEST_COUNTED_S) * (1.0 / share - 1.0)
 
 
 class WeaviateSpace:
@@ -54,6 +65,7 @@ class WeaviateSpace:
     def __init__(self, connection: Connection, name: str) -> None:
         self.name = name
         self._connection = connection
+        self._encoder = RequestEncoder(name)
         self._known_shape: Shape | None = None
 
     async def heads(self, uuids: Sequence[UUID], *, vectors: bool = False) -> Mapping[UUID, Head]:
@@ -70,17 +82,32 @@ class WeaviateSpace:
         results = await self._fetch(uuids, tuple((await self._shape()).types))
         return {wire.uuid_of(result): wire.properties_of(result) for result in results}
 
-    async def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
-        after = wire.FIRST
-        while True:
+    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+        """The server is at work on the next page while the caller has this one.
+
+        With a `share`, it is asked for that page only after a while: searches wait behind what it does at a stretch.
+        """
+        coming = self._page(wire.FIRST, page)
+        try:
+            while (found := await coming)[0]:
+                results, took_s = found
+                if share < 1.0:
+                    await asyncio.sleep(rest_s(took_s, share))
+                coming = self._page(str(wire.uuid_of(results[-1])), page)
+                yield await asyncio.to_thread(_heads, results)  # the loop is free: to send that request, for one
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    def _page(self, after: str, page: int) -> asyncio.Task[tuple[Sequence[search_get_pb2.SearchResult], float]]:
+        """And how many seconds it took."""
+
+        async def ask() -> tuple[Sequence[search_get_pb2.SearchResult], float]:
+            begun_s = time.monotonic()
             results = await self._search(wire.query(self.name, page, reserved.HEAD, after=after))
-            if not results:
-                return
-            uuids = [wire.uuid_of(result) for result in results]
-            yield [
-                reserved.head_of(uuid, wire.properties_of(result)) for uuid, result in zip(uuids, results, strict=True)
-            ]
-            after = str(uuids[-1])
+            return results, time.monotonic() - begun_s
+
+        return asyncio.create_task(ask())
 
     async def count(self) -> int:
         """Weaviate offers no consistency level for this one: with replicas it is what the asked node holds."""
@@ -92,14 +119,16 @@ class WeaviateSpace:
         )
         return int(reply.single_result.objects_count)
 
-    async def search(self, vector: Vectors, limit: int) -> list[Hit]:
-        """Raises WrongModel for a vector of another length; the rest as the other reads."""
+    async def search(self, vector: Vectors, limit: int, filters: Sequence[Condition] = ()) -> list[Hit]:
+        """Raises WrongModel for a vector of another length, ConfigurationError for a filter that cannot be; the rest
+        as the other reads."""
         shape = await self._shape()
         if wrong := reserved.check_vector(vector, shape.dimensions):
             raise wrong
+        request = nearest(self.name, shape, vector, limit, filters)
         if limit < 1:
             return []
-        results = await self._search(nearest(self.name, shape, vector, limit))
+        results = await self._search(request)
         return [hit_of(result, shape.metric) for result in results]
 
     async def upsert(self, objects: Sequence[SpaceObject]) -> Mapping[UUID, Exception]:
@@ -108,45 +137,43 @@ class WeaviateSpace:
         deadline = self._connection.write_deadline()
         shape = await self._shape()
         failed: dict[UUID, Exception] = {}
-        messages: list[batch_pb2.BatchObject] = []
+        fitting: list[SpaceObject] = []
         for obj in objects:
             if wrong := reserved.check_object(obj, shape.types, shape.dimensions):
                 failed[obj.uuid] = wrong
             else:
-                messages.append(wire.batch_object(self.name, obj))
+                fitting.append(obj)
         largest = self._connection.message_bytes - 1024
-        batches = list(_batches(messages, min(BATCH_BYTES, largest)))
-        for at, batch in enumerate(batches):
-            if batch[0].ByteSize() > largest:
-                failed[UUID(batch[0].uuid)] = ContentRejected(
-                    f"an object of {batch[0].ByteSize()} bytes is above Weaviate's message limit",
+        most_bytes = min(BATCH_BYTES, largest)
+        at = 0
+        for request in self._encoder.requests(fitting, most_objects=BATCH_OBJECTS, most_bytes=most_bytes):
+            batch = request.objects
+            if len(request.message) > largest:
+                failed[batch[0].uuid] = ContentRejected(
+                    f"an object of {len(request.message)} bytes is above Weaviate's message limit",
                     next_step="make the chunks smaller",
                 )
-                continue
-            try:
-                failed.update(await self._send(batch, deadline))
-            except Transient as error:
-                if at == 0:
-                    raise
-                failed.update((UUID(message.uuid), error) for message in batch)
-                unsent = Unreachable("not sent: a request before it failed", next_step=error.next_step)
-                failed.update((UUID(message.uuid), unsent) for later in batches[at + 1 :] for message in later)
-                break
+            else:
+                try:
+                    failed.update(await self._send(request, deadline))
+                except Transient as error:
+                    if at == 0:
+                        raise
+                    failed.update((obj.uuid, error) for obj in batch)
+                    unsent = Unreachable("not sent: a request before it failed", next_step=error.next_step)
+                    failed.update((obj.uuid, unsent) for obj in fitting[at + len(batch) :])
+                    break
+            at += len(batch)
         return failed
 
-    async def _send(self, batch: Sequence[batch_pb2.BatchObject], deadline: Deadline) -> dict[UUID, Exception]:
-        reply = await self._call(
-            self._connection.stub.BatchObjects,
-            batch_pb2.BatchObjectsRequest(objects=batch, consistency_level=wire.QUORUM),
-            deadline,
-            write=True,
-        )
+    async def _send(self, request: Request, deadline: Deadline) -> dict[UUID, Exception]:
+        reply = await self._call(self._connection.stub.BatchObjects, request.message, deadline, write=True)
         failed: dict[UUID, Exception] = {}
         in_doubt = False
         for fault in reply.errors:
             known = from_text(fault.error)
             in_doubt = in_doubt or known is None
-            failed[UUID(batch[fault.index].uuid)] = known or UnknownOutcome(
+            failed[request.objects[fault.index].uuid] = known or UnknownOutcome(
                 f"Weaviate could not say that it stored an object: {quiet(fault.error)}",
                 next_step="it is read back and mended by itself; check Weaviate's log",
             )
@@ -248,7 +275,7 @@ class WeaviateSpace:
         results: Sequence[search_get_pb2.SearchResult] = reply.results
         return results
 
-    async def _call(self, method: Rpc[Request, Reply], request: Request, deadline: Deadline, *, write: bool) -> Reply:
+    async def _call(self, method: Rpc[Asked, Reply], request: Asked, deadline: Deadline, *, write: bool) -> Reply:
         try:
             return await self._connection.rpc(method, request, deadline, write=write)
         except CrossfadeError as error:
@@ -272,24 +299,13 @@ class WeaviateSpace:
             return False
 
 
+def _heads(results: Sequence[search_get_pb2.SearchResult]) -> list[Head]:
+    return [wire.head_of(result) for result in results]
+
+
 def _is_plain(error: BaseException | None) -> bool:
     return isinstance(error, AioRpcError) and error.code() is StatusCode.UNKNOWN
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[at : at + size] for at in range(0, len(items), size))
-
-
-def _batches(messages: Sequence[batch_pb2.BatchObject], most_bytes: int) -> Iterator[list[batch_pb2.BatchObject]]:
-    """In order; a message that is too large by itself makes a batch of one."""
-    batch: list[batch_pb2.BatchObject] = []
-    size = 0
-    for message in messages:
-        length = message.ByteSize() + 16  # with its frame
-        if batch and (len(batch) == BATCH_OBJECTS or size + length > most_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(message)
-        size += length
-    if batch:
-        yield batch

@@ -1,4 +1,4 @@
-"""The worker: one process with a Faust app, the agents of the builds it hosts and, by membership, the controller.
+"""The worker: one process with the agents of the builds it hosts and, by membership, the controller.
 
 It wires and supervises; what is right is decided by the modules it starts. It never touches a document itself.
 """
@@ -12,28 +12,27 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import faust
-from aiokafka.errors import KafkaError as AiokafkaError
-from faust.types import TP
-from pydantic import ValidationError
-
 from connectors.embedders.cache import VectorCache
-from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient, Unreachable
+from connectors.errors import ConfigurationError, CrossfadeError, IdentityChanged, NotFound, Transient
 from streams import config, metrics, tracing
-from streams.build import Batch, Build, Limits
+from streams.agent_host import FaustHost, agents_app
+from streams.build import Build, Limits
 from streams.build_runner import AgentHost, BuildRunner, failure_command
+from streams.carrying import OldSpace, serves_beside
 from streams.chunking import make_chunker
+from streams.command_stream import CommandStream
 from streams.config import Settings, envelope_of, schema_of
 from streams.config_embedders import Version
-from streams.config_operation import Cutover, Gate, Hook, Retention, Throttle
+from streams.config_operation import Cutover, Gate, Hook, Retention, Routes, Throttle
+from streams.config_watch import LOOK_EVERY_S, ConfigurationFile
 from streams.control import send
 from streams.controller import Controller
-from streams.faust_credentials import broker_credentials
+from streams.declared import Declarations
 from streams.identity import check_model, check_source, check_state_kept, check_state_topic
 from streams.migration.gate import GateResult, Swept
 from streams.migration.series import SeriesRecord
@@ -46,43 +45,23 @@ from streams.search.questions import Questions
 from streams.state import BuildState, Command
 from streams.verbs.desk import Outside as DeskOutside
 from streams.views import StateView
-from streams.wiring import Outside, capacity_reader, file_exists, make_embedders, make_encoder, wall_ms
+from streams.wiring import (
+    CONTROLLER_SESSION_S,
+    Outside,
+    capacity_reader,
+    file_exists,
+    make_embedders,
+    make_encoder,
+    wall_ms,
+    whole_requests,
+)
 
 log = logging.getLogger(__name__)
 
-CONFIG_LOOK_EVERY_S = 2.0
 UNHOSTED_MS = 10_000
 STATE_LOOK_EVERY_S = 5.0
-CONTROLLER_SESSION_S = 10.0
 OFFICE_LOOK_EVERY_S = 0.1
-CHANNEL_DELIVERIES = 2
 BROKER_PATIENCE_S = 120.0
-
-
-class FaustHost:
-    """A Faust agent on a channel of its own, started and stopped while the app runs (build_runner.AgentHost)."""
-
-    def __init__(self, app: faust.App, name: str) -> None:
-        self._app = app
-        self._name = name
-        self._channel = app.channel(maxsize=CHANNEL_DELIVERIES)
-        self._agent: faust.types.AgentT[list[Batch]] | None = None
-
-    async def start(self, body: Callable[[AsyncIterable[list[Batch]]], Awaitable[None]]) -> None:
-        async def embed(stream: AsyncIterable[list[Batch]]) -> None:
-            await body(stream)
-
-        self._agent = self._app.agent(self._channel, name=self._name)(embed)
-        await self._agent.start()
-
-    async def put(self, delivery: list[Batch]) -> None:
-        await self._channel.put(delivery)  # type: ignore[arg-type]  # typed for events, made for any value
-
-    async def stop(self) -> None:
-        if self._agent is not None:
-            await self._agent.stop()
-            self._app.agents.pop(self._name, None)
-            self._agent = None
 
 
 class _Hosted(NamedTuple):
@@ -97,9 +76,9 @@ def _named(build: BuildState) -> dict[str, str]:
     return {"collection": build.collection, "version": build.version, "fingerprint": build.fingerprint}
 
 
-async def _sweep(out: Outside, build: BuildState) -> Sweep:
+async def _sweep(out: Outside, build: BuildState, serving: BuildState | None) -> Sweep:
     with tracing.span("sweep", **_named(build)) as span:
-        swept = await verify(out, build)
+        swept = await verify(out, build, serving)
         span.note(checked=swept.checked, missing=swept.missing, stale=swept.stale, extra=swept.extra)
         return swept
 
@@ -116,13 +95,14 @@ class Worker:
 
     def __init__(self, config_path: Path, settings: Settings) -> None:
         self._path = config_path
+        self._file = ConfigurationFile(config_path, settings)
         self._settings = settings
+        self._declarations = Declarations()
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._stopping = asyncio.Event()
-        self._look_now = asyncio.Event()
         self._running: dict[tuple[str, int], _Hosted] = {}
         self._told: set[str] = set()
-        self._elected = False
+        self._elected: Callable[[], bool] = lambda: False
         self._misfits: dict[str, IdentityChanged] = {}
         self._cache: VectorCache | None = None
 
@@ -136,7 +116,7 @@ class Worker:
         for number, action in (
             (signal.SIGTERM, self.stop),
             (signal.SIGINT, self.stop),
-            (signal.SIGHUP, self._look_now.set),
+            (signal.SIGHUP, self._file.look_now),
         ):
             loop.add_signal_handler(number, action)
         traces = tracing.Tracing.begin(self._name)
@@ -184,7 +164,7 @@ class Worker:
             self._view.builds,
             self._progress.records,
             lambda: {key: hosted.runner.observed for key, hosted in list(self._running.items())},
-            lambda: self._elected and self._controller.active,
+            lambda: self._elected() and self._controller.active,
         )
         try:
             server = metrics.serve(metrics.Worker(view), wanted.listen)
@@ -199,7 +179,7 @@ class Worker:
 
     async def _supervise(self, on_ready: Callable[[], None], folder: str, state_id: str) -> None:
         writer = self._out.transactional_producer()
-        questions = Questions(self._out, self._view, self._progress)
+        questions = Questions(self._out, self._view, self._progress, self._newest)
         outside = DeskOutside(
             settings=lambda: config.load(self._path),
             kafka=self._out.kafka,
@@ -212,21 +192,24 @@ class Worker:
             queries=questions.queries,
             file_exists=file_exists,
             hooks=self._hooks_of,
+            routes=self._routes_of,
         )
         self._controller = Controller(self._out.names, outside, writer, self._progress)
-        self._app = self._faust_app(folder)
-        try:
-            await self._app.start()
-        except AiokafkaError as error:  # Faust does not wait for a broker that goes away just now
-            raise Unreachable(
-                f"the command stream could not start: {type(error).__name__}",
-                next_step="check that the brokers run, then start the worker again",
-            ) from error
+        self._agents = agents_app(folder)
+        commands = CommandStream(
+            self._out.names,
+            self._out.kafka,
+            self._out.command_reader,
+            self._controller.handle,
+            self._controller.stand_down,
+        )
+        self._elected = lambda: commands.elected
         background = [
             asyncio.create_task(part)
             for part in (
                 self._view.run(),
                 self._progress.run(),
+                commands.run(),
                 self._hold_office(),
                 self._controller.watch(),
                 self._controller.attend(),
@@ -251,7 +234,6 @@ class Worker:
                 hosted.runner.stop(hosted.task)
             running = (hosted.task for hosted in self._running.values())
             await asyncio.gather(stopping, *background, *running, return_exceptions=True)
-            await self._app.stop()
             await writer.close()
             await questions.close()
             await self._view.close()
@@ -271,55 +253,7 @@ class Worker:
             except Transient as error:
                 log.info("the state topic was not looked at: %s", error.message)
 
-    # the Faust app: command stream, and the agents' home
-
-    def _faust_app(self, folder: str) -> faust.App:
-        """`folder`: Faust insists on one for tables, which we never have."""
-        names = self._out.names
-        app = faust.App(
-            names.controller_group,
-            broker=f"kafka://{self._out.kafka_settings.bootstrap_servers.replace(',', ';')}",
-            broker_credentials=broker_credentials(self._settings.kafka.client),
-            broker_session_timeout=CONTROLLER_SESSION_S,
-            broker_heartbeat_interval=CONTROLLER_SESSION_S / 4,
-            consumer_auto_offset_reset="earliest",
-            topic_allow_declare=False,
-            topic_disable_leader=True,
-            store="memory://",
-            datadir=folder,
-            web_enabled=False,
-        )
-        commands = app.topic(
-            names.commands, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
-        )
-        handling: set[asyncio.Task[None]] = set()
-
-        @app.agent(commands, name="controller")
-        async def control(stream: faust.types.StreamT[bytes]) -> None:
-            async for value in stream:
-                try:
-                    command = Command.model_validate_json(value)
-                except ValidationError:
-                    log.error(
-                        "a record on %s is no command of this version of Crossfade; it is left out", names.commands
-                    )
-                    continue
-                # beside the stream: a sweep of one collection must not hold back the commands of another
-                task = asyncio.create_task(self._controller.handle(command))
-                handling.add(task)
-                task.add_done_callback(handling.discard)
-
-        @app.on_partitions_assigned.connect  # type: ignore[arg-type]  # mode types the signal argument as required
-        async def assigned(_: object, *gained: set[TP], **__: object) -> None:
-            self._elected = any(tp.topic == names.commands for tps in gained for tp in tps)
-
-        @app.on_partitions_revoked.connect  # type: ignore[arg-type]
-        async def revoked(_: object, *taken: set[TP], **__: object) -> None:
-            if any(tp.topic == names.commands for tps in taken for tp in tps):
-                self._elected = False
-                self._controller.stand_down()
-
-        return app
+    # the controller's office
 
     async def _hold_office(self) -> None:
         """Be the controller while the commands partition is ours: also again, after another has fenced this one.
@@ -328,14 +262,14 @@ class Worker:
         """
         while True:
             await asyncio.sleep(OFFICE_LOOK_EVERY_S)
-            if not self._elected or self._controller.active:
+            if not self._elected() or self._controller.active:
                 continue
             try:
                 await self._controller.take_over(self._load_state)
             except Transient as error:
                 log.warning("taking over as the controller waits: %s", error.message)
                 continue
-            if not self._elected:  # the partition went while we took over
+            if not self._elected():  # the partition went while we took over
                 self._controller.stand_down()
                 continue
             await self._controller.stood_down()
@@ -348,14 +282,16 @@ class Worker:
         await view.close()
         return view
 
-    async def _publish(self, key: str, record: ProgressRecord | SeriesRecord) -> None:
-        await self._out.sink.send(self._out.names.progress, key.encode(), record.to_bytes())
+    async def _publish(self, key: str, record: ProgressRecord | SeriesRecord | None) -> None:
+        value = record.to_bytes() if record is not None else None
+        await self._out.sink.send(self._out.names.progress, key.encode(), value)
 
     # hosting builds
 
     async def _host_builds(self) -> None:
         """Run what the state says is active, as the configuration says now, and stop what is not."""
         while True:
+            self._newest()
             wanted = {
                 (b.key, b.epoch): b
                 for b in self._view.builds.values()
@@ -373,7 +309,7 @@ class Worker:
                     self._running[key] = _Hosted(runner, asyncio.create_task(runner.run()), settings)
             await self._report_misfits()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CONFIG_LOOK_EVERY_S):  # the configuration may have changed instead
+                async with asyncio.timeout(LOOK_EVERY_S):  # the configuration may have changed instead
                     await self._view.changed()
 
     def _settings_of(self, build: BuildState) -> tuple[config.Collection, Version]:
@@ -388,17 +324,17 @@ class Worker:
             "watch": None,
             "retention": Retention(),
             "hooks": [],
+            "routes": Routes(),
         }
         return collection.model_copy(update=rest), collection.version(build.version)
 
     def _hooks_of(self, collection: str) -> Sequence[Hook]:
-        """As the file says now; while it cannot be read, as it last said: they may be there to stop a step."""
-        try:
-            settings = config.load(self._path)
-        except ConfigurationError:
-            settings = self._settings
-        known = settings.collections.get(collection)
+        known = self._newest().collections.get(collection)
         return known.hooks if known is not None else ()
+
+    def _routes_of(self, collection: str) -> Routes | None:
+        known = self._newest().collections.get(collection)
+        return known.routes if known is not None else None
 
     def _can_host(self, build: BuildState) -> bool:
         """This worker's configuration must know the version, as the same model of the same topic."""
@@ -442,7 +378,7 @@ class Worker:
             return now if now.epoch == build.epoch else build
 
         def make_host(name: str) -> AgentHost:
-            return FaustHost(self._app, name)
+            return FaustHost(self._agents, name)
 
         return BuildRunner(
             state,
@@ -465,6 +401,7 @@ class Worker:
 
     def _make_build(self, state: BuildState, collection: config.Collection, version: Version) -> Build:
         weaviate, schema = self._settings.weaviate, schema_of(collection)
+        encoder = make_encoder(self._settings, collection, version, canary=state.canary, cache=self._cache)
         return Build(
             collection=state.collection,
             version=state.version,
@@ -475,38 +412,42 @@ class Worker:
             store_text=collection.store_text,
             space_mark=f"{state.version}@{state.fingerprint}",
             space=self._out.store.space(state.space),
-            encoder=make_encoder(self._settings, collection, version, canary=state.canary, cache=self._cache),
+            encoder=encoder,
             chunker=make_chunker(state.model.chunking, config.tokenizer_of(version)),
             sink=self._out.sink,
             lease=Lease(self._settings.lease_s),
             limits=Limits(
-                batch=version.batch,
+                batch=whole_requests(version, encoder),
                 concurrency=version.concurrency,
                 write_deadline_s=weaviate.write_timeout_s,
                 settle_s=weaviate.settle_s,
             ),
             wall_ms=wall_ms,
             order=Order(collection.priority, self._out.kafka, state.topic, schema).passes,
+            old_space=lambda: self._old_space(state),
         )
+
+    def _old_space(self, build: BuildState) -> OldSpace | None:
+        """What serves now beside a build, if it was made from the same log."""
+        serving = self._view.serving(build.collection)
+        if serving is None or not serves_beside(build, serving):
+            return None
+        group = self._out.names.group(serving.collection, serving.version, serving.epoch, "live")
+        return OldSpace(serving, self._out.store.space(serving.space), group)
 
     # configuration
 
     async def _watch_configuration(self) -> None:
         """A version that appears in the file is started, once; SIGHUP looks at once."""
-        seen: float | None = None
         while True:
-            modified = self._path.stat().st_mtime if self._path.exists() else None
-            if modified is not None and (modified != seen or self._look_now.is_set()):
-                try:
-                    self._settings = self._out.settings = config.load(self._path)
-                except ConfigurationError as error:
-                    log.error("the changed configuration is not taken: %s", error)
-                seen = modified
+            self._newest()
             await self._start_new_versions()
-            self._look_now.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CONFIG_LOOK_EVERY_S):
-                    await self._look_now.wait()
+            await self._file.wait()
+
+    def _newest(self) -> Settings:
+        """What the file says, and the versions that were added over HTTP."""
+        self._settings = self._out.settings = self._declarations.merged(self._file.newest(), self._view.collections)
+        return self._settings
 
     async def _start_new_versions(self) -> None:
         """The id makes it once for each model, however many workers see the file; ended versions stay ended."""

@@ -5,21 +5,25 @@ Values and the ports they hold; it must never do anything by itself.
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from connectors.protocols import Record, RecordSink, Space
+from streams.carrying import OldSpace
 from streams.chunking import Chunker
 from streams.config_operation import TierName
-from streams.documents import DocumentSchema
+from streams.documents import DocumentSchema, Put
 from streams.encoding import Encoder
 from streams.key_index import KeyIndex
 from streams.ordering import Lane, Lease, PartitionLedger, Watermark
 from streams.progress import Counters
 from streams.spending import Spending
 from streams.tiers import Passes, arrange
+
+SCANS_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,8 @@ class Limits:
 
     batch: int = 64
     concurrency: int = 2
-    window: int = 4096
-    bytes_in_flight: int = 64 * 2**20
+    window: int = 16384
+    bytes_in_flight: int = 12 * 2**20
     read_records: int = 1000
     write_deadline_s: float = 20.0
     settle_s: float = 30.0
@@ -47,7 +51,8 @@ class Batch(NamedTuple):
     """Records of one lane and partition in offset order; everything below `position` has been delivered.
 
     `digests` stand beside the records (see documents.key_digest). A replay batch holds only records that the key
-    index calls current, of the pass whose `watermark` this is; once that pass is over it means nothing.
+    index calls current, of the pass whose `watermark` this is; once that pass is over it means nothing. `changes`:
+    beside records that no log holds any more, what they say.
     """
 
     lane: Lane
@@ -57,6 +62,7 @@ class Batch(NamedTuple):
     position: int
     tier: TierName = "rest"
     watermark: Watermark | None = None
+    changes: Sequence[Put] | None = None
 
 
 async def everything(partition: int, index: KeyIndex, tiers: Sequence[TierName] | None) -> Passes:
@@ -70,7 +76,9 @@ class Build:
 
     `held`: why no replayed document may go on now, None when it may; `all_held`: live events may not either. `slowed`:
     the share of its speed at which a replay goes. `concurrency`: most requests of the replay at the endpoints. `order`:
-    the passes of a partition's replay, by tiers that somebody set, None for those of the configuration.
+    the passes of a partition's replay, by tiers that somebody set, None for those of the configuration. `scans`: whose
+    turn it is to read a whole partition before its replay: each fetches far ahead, and few at once are as fast as all.
+    `old_space`: what serves now beside this build, made from the same log; it may hold what that has forgotten.
     """
 
     collection: str
@@ -94,7 +102,9 @@ class Build:
     slowed: Callable[[], float] = lambda: 1.0
     concurrency: Callable[[], int | None] = lambda: None
     order: Callable[[int, KeyIndex, Sequence[TierName] | None], Awaitable[Passes]] = everything
+    old_space: Callable[[], OldSpace | None] = lambda: None
     counters: dict[int, Counters] = field(default_factory=lambda: defaultdict(Counters))
+    scans: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SCANS_AT_ONCE))
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from connectors.errors import CrossfadeError, Fenced, IdentityChanged, NotFound, Terminal, Transient, WrongModel
-from connectors.protocols import Log, RecordSink, VectorStore
+from connectors.protocols import Bounds, Log, RecordSink, VectorStore
 from streams import tracing
 from streams.build import Batch, Build
 from streams.config_operation import Throttle
@@ -45,6 +45,7 @@ CHECK_EVERY_S = 5.0
 MODEL_LOOKS = 12  # every so many of these also at what the endpoint says of itself
 SAY_AGAIN_S = 5.0
 REQUESTS_LOOK_EVERY_S = 0.5
+CARRY_AGAIN_S, CARRY_AT_LEAST_EVERY_S = 15.0, 3600.0
 
 
 class AgentHost(Protocol):
@@ -329,7 +330,9 @@ class _Run:
         tasks = self._tasks.setdefault(ledger, [])
         self._rates[ledger.partition] = Rate()
         last = self._last_report(ledger.partition)
-        self._build.counters[ledger.partition] = last.counted() if last else Counters()
+        counters = self._build.counters[ledger.partition] = last.counted() if last else Counters()
+        if ledger.seen is None:  # replayed, whatever the last report had not yet counted
+            counters.completed = counters.total
         self._requests_done[ledger.partition] = last.requests_done if last else 0
         if ledger.seen is not None:
             replay = ReplayLane(
@@ -374,22 +377,29 @@ class _Run:
 
     async def _serve_requests(self, ledger: PartitionLedger) -> None:
         """What operators ask of this partition's owner, one after the other; first its own sweep, when it needs one."""
+        loop = asyncio.get_running_loop()
+        carry_at_s, again_s = 0.0, CARRY_AGAIN_S
         while True:
-            if ledger.sweep_due and ledger.seen is None:  # a redrive need not wait for the replay
+            if not ledger.carry_due:
+                carry_at_s, again_s = 0.0, CARRY_AGAIN_S
+            carry = ledger.carry_due and loop.time() >= carry_at_s
+            if (ledger.sweep_due or carry) and ledger.seen is None:  # a redrive need not wait for the replay
                 await self._sweep(ledger)
+                carry_at_s = loop.time() + again_s  # each attempt reads the log's keys and the space
+                again_s = min(2 * again_s, CARRY_AT_LEAST_EVERY_S)
             state = self._state()
             for request in [r for r in state.requests if r.id > self._requests_done.get(ledger.partition, 0)]:
                 if request.kind == "repair":
-                    await self._sweep(ledger)
+                    await self._sweep(ledger, asked=True)
                 else:
                     held = await self._runner._held(state)
                     await self._mender.redrive(ledger, [h.offset for h in held if h.partition == ledger.partition])
                 self._requests_done[ledger.partition] = request.id
             await asyncio.sleep(REQUESTS_LOOK_EVERY_S)
 
-    async def _sweep(self, ledger: PartitionLedger) -> None:
+    async def _sweep(self, ledger: PartitionLedger, *, asked: bool = False) -> None:
         with tracing.span("sweep") as span:
-            found = await self._mender.sweep(ledger)
+            found = await self._mender.sweep(ledger, asked=asked)
             span.note(to_mend=found)
         log.warning("%s: swept partition %d, %d to mend", self._build.name, ledger.partition, found)
         await self._agent.progressed(lambda: not ledger.active or not ledger.doubts)
@@ -439,7 +449,7 @@ class _Run:
                         continue
                     # the lane has read on meanwhile, also past that end: only where it was before must lie within it
                     bound, now = bounds[ledger.partition], ledger.live.committable
-                    check_position(self._state(), ledger.partition, min(now, max(position, bound.stable)), bound)
+                    await self._check_position(ledger.partition, min(now, max(position, bound.stable)), bound)
                     self._follow(ledger, bound.stable, asked_ms)
                     self._lag[ledger.partition] = max(0, bound.stable - now)
                     record = self._record(ledger, self._lag[ledger.partition])
@@ -447,6 +457,21 @@ class _Run:
                     await self._runner._sink.send(self._runner._topics.progress, key.encode(), record.to_bytes())
             except Transient as error:
                 log.info("%s: progress was not published: %s", self._build.name, error.message)
+
+    async def _check_position(self, partition: int, position: int, bound: Bounds) -> None:
+        """Raises IdentityChanged as `check_position`; Fenced where another has read on since: this worker stood still,
+        and does not own the partition any more."""
+        state = self._state()
+        try:
+            check_position(state, partition, position, bound)
+        except IdentityChanged as error:
+            group = self._runner._topics.group(state.collection, state.version, state.epoch, "live")
+            commit = (await self._runner._kafka.committed(group, state.topic)).get(partition)
+            if commit is not None and position < bound.earliest <= commit.offset <= bound.stable:
+                raise Fenced(
+                    f"{state.key}: another worker has read partition {partition} up to {commit.offset}"
+                ) from error
+            raise
 
     def _follow(self, ledger: PartitionLedger, end: int, seen_ms: int) -> None:
         """Rule 8: a lane that comes later than tombstones are kept sweeps itself once it has caught up."""
@@ -461,7 +486,7 @@ class _Run:
     def _record(self, ledger: PartitionLedger, lag: int) -> ProgressRecord:
         state, counters = self._state(), self._build.counters[ledger.partition]
         replay, last = self._replays.get(ledger.partition), self._last_report(ledger.partition)
-        status, reason = self._status(state, replay)
+        status, reason = self._status(state, replay, ledger)
         rate, held_rate = self._rates[ledger.partition], state.replay_rate_of_a_partition
         if status in ("paused", "waiting"):
             rate.rest()
@@ -487,6 +512,7 @@ class _Run:
             unsettled=len(ledger.doubts) or int(ledger.unsettled),
             planned=replay is None or replay.planned,
             replay_done=done,
+            owing=ledger.carry_due,
             requests_done=self._requests_done.get(ledger.partition, 0),
             live_position=ledger.live.committable,
             worker=self._runner._worker_name,
@@ -496,7 +522,7 @@ class _Run:
             updated_at=self._build.wall_ms(),
         )
 
-    def _status(self, state: BuildState, replay: ReplayLane | None) -> tuple[Status, str]:
+    def _status(self, state: BuildState, replay: ReplayLane | None, ledger: PartitionLedger) -> tuple[Status, str]:
         if self._agent.trouble is not None:
             return "waiting", self._agent.trouble.message
         if state.paused is not None and (state.paused == "all" or (replay is not None and replay.status != "done")):
@@ -507,11 +533,13 @@ class _Run:
             return "building", "plan scan"
         if replay is not None and replay.status != "done" and self._throttle.held is not None:
             return "waiting", self._throttle.reason
+        if replay is not None and replay.carrying and replay.status != "done":
+            return "building", "brings over what the topic no longer has"
         if replay is not None and replay.status != "done":
             rate = state.controls.replay_rate
             at_most = f"held at {rate:g} documents/s" if rate else ""
             return "building", "; ".join(filter(None, (self._throttle.reason, at_most)))
-        return _STATUS_OF_STAGE[state.stage.value], ""
+        return _STATUS_OF_STAGE[state.stage.value], ledger.carry_trouble if ledger.carry_due else ""
 
 
 _STATUS_OF_STAGE: dict[str, Status] = {

@@ -24,9 +24,10 @@ from connectors import reserved
 from connectors.embedders import hashing
 from connectors.errors import ConfigurationError, NotFound
 from connectors.protocols import JSON
-from streams.config_embedders import HashingEmbedder, TeiEmbedder, Version
+from streams.config_embedders import AnyEndpoint, HashingEmbedder, TeiEmbedder, Version
 from streams.config_file import Source, read_yaml
-from streams.config_operation import Cutover, Gate, Hook, Priority, Retention, Throttle, Watch
+from streams.config_operation import Cutover, Gate, Hook, Priority, Retention, Routes, Throttle, Watch
+from streams.config_serve import Serve
 from streams.config_types import (
     ClientValue,
     FilePath,
@@ -169,6 +170,7 @@ class Collection(Strict):
     watch: Watch | None = None
     retention: Retention = Field(default_factory=Retention)
     hooks: list[Hook] = Field(default_factory=list)
+    routes: Routes = Field(default_factory=Routes)
     versions: dict[str, Version] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -252,13 +254,16 @@ class Metrics(Strict):
 
 
 class Settings(Strict):
-    """The whole file. `prices`: USD for a million tokens, by model name."""
+    """The whole file. `prices`: USD for a million tokens, by model name. `embed_endpoints`: where the texts of versions
+    that are added over HTTP may be sent."""
 
     kafka: Kafka = Field(default_factory=Kafka)
     weaviate: Weaviate = Field(default_factory=Weaviate)
     prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     vector_cache: VectorCache | None = None
     metrics: Metrics = Field(default_factory=Metrics)
+    serve: Serve = Field(default_factory=Serve)
+    embed_endpoints: list[AnyEndpoint] = Field(default_factory=list)
     collections: dict[str, Collection] = Field(default_factory=dict)
     _path: Path | None = PrivateAttr(default=None)
 

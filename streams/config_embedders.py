@@ -6,6 +6,7 @@ It must never read a file or open a connection; paths in it are relative to the 
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -16,6 +17,19 @@ from streams.config_types import Count, FilePath, HttpUrl, NgramRange, Rate, Sec
 Text = Annotated[str, Field(min_length=1)]
 Lane = Literal["live", "replay", "query", "listed", "newest", "rest"]
 LANES: tuple[Lane, ...] = ("live", "query", *TIERS)
+
+
+def address_of(url: str) -> str:
+    """One spelling of an address: scheme and host in small letters, the port written, no slash at the end; "" for
+    what is no address, or holds more than one."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+    except ValueError:
+        return ""
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        return ""
+    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
 
 
 class HashingEmbedder(Strict):
@@ -66,6 +80,11 @@ class Endpoint(Strict):
     overflow: bool = False
     lanes: Annotated[list[Lane], Field(min_length=1)] | None = None
 
+    @property
+    def addresses(self) -> frozenset[str]:
+        """What it may be called by, as `address_of` writes it."""
+        return frozenset({address_of(self.url)})
+
 
 class TeiEmbedder(Endpoint):
     """HuggingFace Text Embeddings Inference, or any endpoint of its shape at `path`. `model` and `revision` are what
@@ -74,6 +93,11 @@ class TeiEmbedder(Endpoint):
     provider: Literal["tei"] = "tei"
     path: Annotated[str, Field(pattern="^/[A-Za-z0-9._~/-]*$")] = "/embed"
     truncate: bool = False
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """With the path or without."""
+        return frozenset({address_of(self.url), address_of(self.url + self.path)})
 
 
 class OpenAIEmbedder(Endpoint):

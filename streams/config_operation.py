@@ -7,6 +7,7 @@ the system's time zones) or open a connection.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -97,13 +98,24 @@ class Throttle(Strict):
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
 
 
+class ShadowGate(Strict):
+    """What shadowed queries must show of a version before it serves: `min_queries` compared, else nobody can tell;
+    `min_overlap`: of the first documents of both, in the mean (none unless configured: a better model finds others);
+    `max_empty_increase`: of the share of queries that find nothing."""
+
+    min_queries: Annotated[Whole, Field(ge=1, le=1_000_000)] = 100
+    min_overlap: Share | None = None
+    max_empty_increase: Share = 0.01
+
+
 class Gate(Strict):
     """When a version is good enough to serve. `golden`: judged queries; without them quality is not judged.
 
     `gain`: of a grade in nDCG. `min_recall_ratio`: of the serving version's recall at `k`; `min_recall_lower`: what the
     lower end of that ratio's confidence interval must be above. `max_unknown_keys`: the share of the relevant documents
     that may be in no space. `max_index_queue`: vectors that are stored, and wait for their place in the index; never
-    more than `min_coverage` leaves of the documents, since a search does not find them.
+    more than `min_coverage` leaves of the documents, since a search does not find them. `shadow`: not looked at unless
+    configured.
     """
 
     golden: FilePath | None = None
@@ -116,17 +128,20 @@ class Gate(Strict):
     min_coverage: Share = 0.99
     max_live_lag: Annotated[Whole, Field(ge=0)] = 1000
     max_index_queue: Annotated[Whole, Field(ge=0)] = 1000
+    shadow: ShadowGate | None = None
 
 
 class Cutover(Strict):
     """What a cutover waits for beside the gate: that `postpone_file` does not exist on the controller's machine, that
     somebody approves it. `max_rollback_lag`: events that the previous version may be behind the log. `warm_up_s`: for
-    so long at most, queries are replayed against the new space before the swap, until their latency is stable."""
+    so long at most, queries are replayed against the new space before the swap, until their latency is stable.
+    `sweep_share`: of the time, at most, in which a sweep reads the store while a version serves; 1: without a pause."""
 
     postpone_file: FilePath | None = None
     approval: bool = False
     max_rollback_lag: Annotated[Whole, Field(ge=0)] = 1000
     warm_up_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
+    sweep_share: Annotated[float, Field(ge=0.01, le=1, allow_inf_nan=False)] = 0.33
 
 
 class Retention(Strict):
@@ -177,6 +192,105 @@ class Hook(Strict):
         if self.when == "before" and (late := [event for event in self.on if event in CONDITIONS]):
             raise wrong(f"cannot come before {late[0]}", "when: after", "when")
         return self
+
+
+RouteName = Literal["serving", "hybrid", "rollout", "bridge"]
+FusionName = Literal["places", "reciprocal", "weighted", "calibrated"]
+
+
+class Hybrid(Strict):
+    """While a version is built: below the coverage `from_coverage` the old space answers, from `complete` on the new
+    one, between them both, merged by `fusion` (streams.search.fusion)."""
+
+    fusion: FusionName = "places"
+    from_coverage: Share = 0.5
+    complete: Share = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Hybrid:
+        if self.complete < self.from_coverage:
+            raise wrong("is below from_coverage", f"from {self.from_coverage:g} to 1", "complete")
+        return self
+
+
+class Rollout(Strict):
+    """The `share` of the callers whom a version answers from when it is ready; another one here begins it anew.
+
+    `automatic`: raised along `steps` each `every_s` seconds, once `min_queries` were answered by it at a step. Beyond a
+    bound, over the step as a whole or over its last `window_s` seconds, it goes back to none, automatic or not:
+    `max_zero_results` and `max_errors` are shares of its queries, `max_latency_ratio` is of the serving version's 95th
+    percentile, taken as 20 ms where that is less.
+    """
+
+    share: Share = 0.0
+    automatic: bool = False
+    steps: Annotated[list[Part], Field(min_length=1, max_length=100)] = Field(
+        default_factory=lambda: [0.01, 0.05, 0.25, 0.5, 1.0]
+    )
+    every_s: Annotated[float, Field(gt=0, le=30 * 86_400, allow_inf_nan=False)] = 600.0
+    min_queries: Annotated[Whole, Field(ge=1, le=1_000_000)] = 100
+    window_s: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = 300.0
+    max_zero_results: Share = 0.02
+    max_errors: Share = 0.01
+    max_latency_ratio: Rate = 2.0
+
+    @field_validator("steps")
+    @classmethod
+    def _growing(cls, steps: list[float]) -> list[float]:
+        if any(after <= before for before, after in pairwise(steps)):
+            raise wrong("does not grow from step to step", "shares like [0.01, 0.1, 0.5, 1]")
+        return steps
+
+
+class ShadowSample(Strict):
+    """Where servers keep shadowed queries with what both versions found, for a person to judge and to give back as a
+    golden set: `most` different ones. `file`: one for each server; `topic`: a compacted one, `most` of all servers
+    together. Either holds what users have asked, in their words."""
+
+    file: FilePath | None = None
+    topic: TopicName | None = None
+    most: Annotated[Whole, Field(ge=1, le=20_000)] = 200
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ShadowSample:
+        if (self.file is None) == (self.topic is None):
+            raise wrong("has not one place to be kept", "one of file and topic")
+        return self
+
+
+class Shadow(Strict):
+    """A `share` of the live queries is asked of the new space as well, in the background: `at_once` at most, those
+    beyond are dropped and counted. The first `k` of both answers are compared. `sample`: none unless configured."""
+
+    share: Share = 0.0
+    at_once: Annotated[Whole, Field(ge=1, le=1000)] = 4
+    k: Annotated[Whole, Field(ge=1, le=100)] = 10
+    sample: ShadowSample | None = None
+
+
+class Searched(Strict):
+    """Where a server writes how often each document was found, every `every_s` seconds: keys and counts, never a query,
+    of the `most` searched ones. `file`: in the form of priority.keys, one for each server; `topic`: a compacted one for
+    priority.topic, one for all servers."""
+
+    file: FilePath | None = None
+    topic: TopicName | None = None
+    every_s: Seconds = 60.0
+    most: Annotated[Whole, Field(ge=1, le=10_000_000)] = 100_000
+
+
+class Routes(Strict):
+    """Which space answers a query that names none (streams.search.routes). `fall_back`: while the model of the space
+    that should answer is away, or has not answered within `fall_back_after_s`, the version beside it does, and the
+    answer says so."""
+
+    default: RouteName = "serving"
+    hybrid: Hybrid = Field(default_factory=Hybrid)
+    rollout: Rollout = Field(default_factory=Rollout)
+    shadow: Shadow = Field(default_factory=Shadow)
+    searched: Searched = Field(default_factory=Searched)
+    fall_back: bool = True
+    fall_back_after_s: Seconds = 2.0
 
 
 class Watch(Strict):

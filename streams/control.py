@@ -37,7 +37,8 @@ async def ask(
 ) -> CommandOutcome:
     """Send until the outcome is there. `view` must be running.
 
-    Raises Transient when there is none within `timeout_s`; sending the same command again is then safe.
+    Raises Transient when there is none within `timeout_s`; sending the same command again is then safe. Raises what is
+    Terminal when it cannot be sent at all.
     """
 
     def outcome(state: StateView) -> CommandOutcome | None:
@@ -51,17 +52,21 @@ async def ask(
             await asyncio.sleep(SEND_AGAIN_S)
 
     sender = asyncio.create_task(keep_sending())
+    waiting = asyncio.create_task(view.wait_for(lambda state: outcome(state) is not None))
     try:
         async with asyncio.timeout(timeout_s):
-            await view.wait_for(lambda state: outcome(state) is not None)
+            await asyncio.wait({sender, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        # the sender ends by itself only when the command cannot be sent: nobody else would say so
+        await (waiting if waiting.done() else sender)
     except TimeoutError as error:
         raise Transient(
             f"no outcome of {command.verb} {command.collection} within {timeout_s:g} s: no controller seems to run",
             next_step="start one: crossfade worker; it will find this command and apply it once",
         ) from error
     finally:
-        sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
+        for task in (sender, waiting):
+            task.cancel()
+        await asyncio.gather(sender, waiting, return_exceptions=True)
     found = outcome(view)
     assert found is not None
     return found

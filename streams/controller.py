@@ -18,12 +18,13 @@ from streams import tracing
 from streams.hooks import HooksFirst
 from streams.migration.series import Chronicle, SeriesRecord, series_key
 from streams.progress import ProgressRecord, Whole
+from streams.search.rolling import outdated
 from streams.state import CollectionState, Command, CommandOutcome, JournalEntry, TopicNames
 from streams.state_store import StateStore, described
 from streams.subject import Subject, about
 from streams.verbs import VERBS
-from streams.verbs.attending import WATCH, Amendment, Attendant, held_back, let_go
-from streams.verbs.desk import Desk, NotYet, Outside, Shown
+from streams.verbs.attending import WATCH, Attendant, held_back, let_go
+from streams.verbs.desk import Amendment, Desk, NotYet, Outside, Shown
 from streams.verbs.ending import RETENTION, not_retired
 from streams.verbs.examining import examine, may_begin, needs_examination
 from streams.verbs.swapping import cutover
@@ -316,7 +317,8 @@ class Controller:
                 await self._out.store.point_alias(current.alias, space)
 
     async def attend(self) -> None:
-        """While active: go on with cutovers that waited, watch over those that were made, retire what was kept."""
+        """While active: go on with cutovers that waited, watch over those that were made, move rollouts, retire what
+        was kept."""
         attendant = Attendant(self._desk, self.handle, self._amend, self._examined.__contains__)
         try:
             while True:
@@ -336,7 +338,7 @@ class Controller:
             try:
                 await self._state.commit(
                     amended.state,
-                    [],
+                    amended.builds,
                     amended.command,
                     amended.event,
                     amended.message,
@@ -348,8 +350,9 @@ class Controller:
             except CrossfadeError as error:
                 log.error("%s of %s was not recorded: %s", amended.event, collection, error)
 
-    async def summarise(self, send: Callable[[str, ProgressRecord | SeriesRecord], Awaitable[None]]) -> None:
-        """While active: publish each build's progress as a whole, from its partitions', and its course over time."""
+    async def summarise(self, send: Callable[[str, ProgressRecord | SeriesRecord | None], Awaitable[None]]) -> None:
+        """While active: publish each build's progress as a whole, from its partitions', and its course over time; and
+        take away (None) what servers that have ended once counted, when nothing is judged by it any more."""
         followed: dict[tuple[str, int], Whole] = defaultdict(Whole)
         chronicles: dict[tuple[str, int], Chronicle] = {}
         while True:
@@ -375,3 +378,9 @@ class Controller:
                         course.published(now_ms)
                 except Transient as error:
                     log.info("progress of %s was not published: %s", build.key, error.message)
+            for key, record in list(self._progress.counted.items()) if self.active else ():
+                if outdated(record, list(self._state.builds.values()), self._out.wall_ms()):
+                    try:
+                        await send(key, None)
+                    except Transient as error:
+                        log.info("outdated counts were not taken away: %s", error.message)

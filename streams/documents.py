@@ -25,12 +25,25 @@ _FIELD_SEPARATOR = "\n\n"
 _ENVELOPE_KEYS = ("before", "after", "source")
 
 
+class Restored(NamedTuple):
+    """What a space knows of a document whose record is gone. `pieces`: its text as it was embedded, without prefix;
+    `cut`: into pieces that stay as they are. Which field held what, only the source hash still stands for."""
+
+    pieces: tuple[str, ...]
+    source_hash: str
+    cut: bool
+
+
 class Put(NamedTuple):
-    """A document's new form. `fields`: the values of the schema's text fields in its order, "" where absent."""
+    """A document's new form. `fields`: the values of the schema's text fields in its order, "" where absent.
+
+    `restored`: the document comes from a space, not from a record; then there are no fields.
+    """
 
     doc_id: str
     fields: tuple[str, ...]
     properties: dict[str, JSON]
+    restored: Restored | None = None
 
 
 class Delete(NamedTuple):
@@ -170,6 +183,11 @@ def _put(doc_id: str, document: dict[str, JSON], schema: DocumentSchema) -> Put 
         values.append(text_value)
     if blank:
         return Rejected("empty_text", f"no text: {', '.join(schema.fields)} missing, empty or blank")
+    properties = _properties(document, schema)
+    return properties if isinstance(properties, Rejected) else Put(doc_id, tuple(values), properties)
+
+
+def _properties(document: Mapping[str, JSON], schema: DocumentSchema) -> dict[str, JSON] | Rejected:
     properties: dict[str, JSON] = {}
     for name, kind, check in schema._checks:
         raw = document.get(name)
@@ -178,7 +196,13 @@ def _put(doc_id: str, document: dict[str, JSON], schema: DocumentSchema) -> Put 
         if not check(raw):
             return Rejected("bad_property", f"property {name} is {_kind(raw)}, not a valid {kind}")
         properties[name] = raw
-    return Put(doc_id, tuple(values), properties)
+    return properties
+
+
+def restored(doc_id: str, kept: Restored, stored: Mapping[str, JSON], schema: DocumentSchema) -> Put | Rejected:
+    """A document read back from a space. `stored`: its properties there; those declared now are taken."""
+    properties = _properties(stored, schema)
+    return properties if isinstance(properties, Rejected) else Put(doc_id, (), properties, kept)
 
 
 _Check = Callable[[JSON], bool]
@@ -236,19 +260,19 @@ def _kind(value: JSON) -> str:
 
 def text(put: Put, schema: DocumentSchema) -> str:
     """What is embedded: the template filled in; without one, the fields that are not blank joined by a blank line."""
+    if put.restored is not None:
+        return _FIELD_SEPARATOR.join(put.restored.pieces)  # of one that stays cut, only to be measured
     if schema.template is not None:
         return schema.template.format(**dict(zip(schema.fields, put.fields, strict=True)))
-    return _FIELD_SEPARATOR.join(part for part in put.fields if part and not part.isspace())
+    return _FIELD_SEPARATOR.join([part for part in put.fields if part and not part.isspace()])
 
 
 def source_hash(put: Put, schema: DocumentSchema) -> str:
     """SHA-256 hex over all fields the template reads, before templating; each framed by its length in bytes."""
-    digest = hashlib.sha256()
-    for value in put.fields:
-        raw = value.encode()
-        digest.update(b"%d:" % len(raw))
-        digest.update(raw)
-    return digest.hexdigest()
+    if put.restored is not None:
+        return put.restored.source_hash
+    raw = [value.encode() for value in put.fields]
+    return hashlib.sha256(b"".join([b"%d:%b" % (len(value), value) for value in raw])).hexdigest()
 
 
 def key_digest(key: bytes) -> bytes:

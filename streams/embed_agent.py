@@ -29,11 +29,14 @@ from streams.space_objects import Origin, space_object
 from streams.space_writer import DocumentWrite, SpaceWriter
 from streams.spending import PartitionMeter
 from streams.valve import LOOK_EVERY_S, Valve
+from streams.write_turns import WriteTurns
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SPLIT_IN_THREAD = 2_000  # characters
+SMALL_GROUPS = 4  # of live events under way, beside which a further one has to be full
+QUEUED_GROUPS = 8  # of a lane that wait for their turn: the next is at hand, and what waits stays in the CPU's caches
 
 
 class Sourced(NamedTuple):
@@ -63,7 +66,15 @@ class EmbedAgent:
             Lane.REPLAY: asyncio.Semaphore(build.limits.concurrency),
             Lane.MEND: asyncio.Semaphore(1),
         }
-        self._under_way = {lane: asyncio.Semaphore(self._groups_under_way()) for lane in Lane}
+        self._turns = {
+            lane: WriteTurns(slots, lambda writes: self._store(writes, Outcome.WRITTEN))
+            for lane, slots in self._slots.items()
+        }
+        self._most_under_way = self._groups_under_way()
+        self._under_way = {lane: asyncio.Semaphore(self._most_under_way) for lane in (Lane.REPLAY, Lane.MEND)}
+        self._queued = dict.fromkeys(self._under_way, 0)
+        self._live_waiting: list[Event] = []
+        self._live_groups = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.writer = SpaceWriter(
             build.space,
@@ -140,10 +151,11 @@ class EmbedAgent:
         if ledger.seen is None or ledger.replay is None or ledger.replay is not batch.watermark:
             return []  # of a pass that is over
         events: list[Event] = []
-        for record, digest in zip(batch.records, batch.digests, strict=True):
+        changes: Sequence[Put | None] = batch.changes or [None] * len(batch.records)
+        for record, digest, carried in zip(batch.records, batch.digests, changes, strict=True):
             if record.offset < ledger.replay.position:
                 continue  # a redelivery
-            change = documents.parse(record.key, record.value, schema)
+            change = carried or documents.parse(record.key, record.value, schema)
             doc_id = None if isinstance(change, Rejected) else change.doc_id
             if not ledger.admit_replay(record, digest, doc_id):
                 newer = ledger.seen.get(digest)
@@ -168,7 +180,11 @@ class EmbedAgent:
         return admitted.ready
 
     def has_room(self, lane: Lane, ledger: PartitionLedger | None = None) -> bool:
-        """Whether the lane may admit more: in its window of events (of this or each partition), in bytes for all."""
+        """Whether the lane may admit more: in its window of events (of this or each partition), in bytes for all, and
+        in groups that are not under way yet."""
+        waiting = len(self._live_waiting) // self.build.limits.batch if lane is Lane.LIVE else self._queued[lane]
+        if waiting >= QUEUED_GROUPS:
+            return False
         asked = self.ledgers.values() if ledger is None else (ledger,)
         if any(one.in_flight(lane) >= self.build.limits.window for one in asked):
             return False
@@ -182,8 +198,30 @@ class EmbedAgent:
 
     def _dispatch(self, lane: Lane, events: Sequence[Event]) -> None:
         size = self.build.limits.batch
+        if lane is Lane.LIVE:
+            self._live_waiting.extend(events)
+            self._start_live()
+            return
         for i in range(0, len(events), size):
             self._spawn(self._work(lane, events[i : i + size]))
+
+    def _start_live(self) -> None:
+        """While few groups are under way another begins at once, however small; then only a full one. What comes
+        meanwhile goes together: a request costs this process the same for one text as for many."""
+        size, waiting = self.build.limits.batch, self._live_waiting
+        while waiting and self._live_groups < (self._most_under_way if len(waiting) >= size else SMALL_GROUPS):
+            group = waiting[:size]
+            del waiting[:size]
+            self._live_groups += 1
+            self._spawn(self._work_live(group))
+
+    async def _work_live(self, group: Sequence[Event]) -> None:
+        try:
+            self._finish(await self._attempt(Lane.LIVE, group))
+        finally:
+            self._live_groups -= 1
+        self._start_live()
+        await self.notify()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -200,18 +238,28 @@ class EmbedAgent:
             self.failed.set_exception(error)
 
     async def _work(self, lane: Lane, events: Sequence[Event]) -> None:
+        """A group of a replay or of mends, in its turn."""
         async with self._one_under_way(lane, events):
-            events = [e for e in events if e.ledger.active]
-            if not events:
-                return
-            try:
-                with tracing.span("group", lane=lane.value, events=len(events)):
-                    outcomes = await self._apply(lane, events)
-            except Transient:
-                if any(e.ledger.active for e in events):
-                    raise
-                self._note_trouble(None)  # whoever still waits for the same says so again
-                return  # all of it was revoked while it waited
+            outcomes = await self._attempt(lane, events)
+        self._finish(outcomes)
+        await self.notify()  # also when all was dropped: there is room for others now
+
+    async def _attempt(self, lane: Lane, events: Sequence[Event]) -> list[tuple[Event, Outcome]]:
+        """As `_apply`; nothing of what was revoked while it waited."""
+        events = [e for e in events if e.ledger.active]
+        if not events:
+            return []
+        try:
+            with tracing.span("group", lane=lane.value, events=len(events)):
+                return await self._apply(lane, events)
+        except Transient:
+            if any(e.ledger.active for e in events):
+                raise
+            self._note_trouble(None)  # whoever still waits for the same says so again
+            return []
+
+    def _finish(self, outcomes: Iterable[tuple[Event, Outcome]]) -> None:
+        """They are resolved; what waited for their keys is next."""
         waiting: dict[Lane, list[Event]] = {}
         for event, outcome in outcomes:
             self._count(event.lane, event.ledger, outcome)
@@ -219,7 +267,6 @@ class EmbedAgent:
                 waiting.setdefault(successor.lane, []).append(successor)
         for successor_lane, successors in waiting.items():
             self._dispatch(successor_lane, successors)
-        await self.notify()
 
     @contextlib.asynccontextmanager
     async def _one_under_way(self, lane: Lane, events: Sequence[Event]) -> AsyncIterator[None]:
@@ -227,9 +274,14 @@ class EmbedAgent:
         waits for must not wait behind them: it goes beside them."""
         slots = self._under_way[lane]
         turn = asyncio.ensure_future(slots.acquire())
+        self._queued[lane] += 1
         try:
-            while not turn.done() and not (self._presses(lane, events) and self.build.held() is not None):
-                await asyncio.wait({turn}, timeout=LOOK_EVERY_S)
+            try:
+                while not turn.done() and not (self.build.held() is not None and self._presses(lane, events)):
+                    # nothing but a replay is held: the others have only their turn to wait for
+                    await asyncio.wait({turn}, timeout=LOOK_EVERY_S if lane is Lane.REPLAY else None)
+            finally:
+                self._queued[lane] -= 1
             yield
         finally:
             if turn.done():
@@ -253,20 +305,18 @@ class EmbedAgent:
 
         The space is read and written in the lane's slots; embedding is not, so the endpoint never waits for a write.
         """
-        async with self._slots[lane]:
-            heads = await self._heads(events)
+        heads = await self._heads(lane, events)
         outcomes: list[tuple[Event, Outcome]] = []
         to_embed: list[Sourced] = []
         to_keep: list[tuple[Sourced, Head]] = []
         to_delete: list[Event] = []
         for event in events:
-            head = heads.get(event)
-            if head is not None and event.lane is Lane.MEND:
+            change, head = event.change, heads.get(event)
+            if head is not None and lane is Lane.MEND:
                 head = replace(head, offset=ABSENT)  # it is not believed to hold anything but vectors
-            change = event.change
             hashed = documents.source_hash(change, self.build.schema) if isinstance(change, Put) else None
             action = decide(event.record.offset, hashed, head)
-            if event.lane is Lane.LIVE and action is not Action.NOTHING and event.ledger.seen is not None:
+            if lane is Lane.LIVE and action is not Action.NOTHING and event.ledger.seen is not None:
                 changed = event.ledger.seen.met(event.digest, hashed or "", head)
                 self.build.counters[event.ledger.partition].changed_mid_migration += changed
             if action is Action.NOTHING:
@@ -285,7 +335,7 @@ class EmbedAgent:
         if kept or to_delete:
             async with self._slots[lane]:
                 if kept:
-                    outcomes.extend(await self._store(kept, {write.event for write in kept}))
+                    outcomes.extend(await self._store(kept, Outcome.UNCHANGED))
                 if to_delete:
                     with tracing.span("delete", documents=len(to_delete)):
                         await self.writer.delete([(event, self._object_id(event, 0)) for event in to_delete])
@@ -293,20 +343,21 @@ class EmbedAgent:
         outcomes.extend(await self._embed_and_store(lane, [*to_embed, *lacking], events))
         return [(event, outcome) for event, outcome in outcomes if event.ledger.active]
 
-    async def _store(self, writes: Sequence[DocumentWrite], kept: set[Event]) -> list[tuple[Event, Outcome]]:
+    async def _store(self, writes: Sequence[DocumentWrite], stored: Outcome) -> list[tuple[Event, Outcome]]:
+        """`stored`: what has become of those that the space took."""
         with tracing.span("write", documents=len(writes)):
             refused = await self.writer.write(writes)
         for event, error in refused.items():
             await self._dead_letter(event.record, "store_refused", error.message, event.ledger)
-        outcomes = {e: Outcome.DEAD_LETTER if e in refused else Outcome.WRITTEN for e in (w.event for w in writes)}
-        return [(e, Outcome.UNCHANGED if o is Outcome.WRITTEN and e in kept else o) for e, o in outcomes.items()]
+        return [(write.event, Outcome.DEAD_LETTER if write.event in refused else stored) for write in writes]
 
-    async def _heads(self, events: Sequence[Event]) -> Mapping[Event, Head]:
+    async def _heads(self, lane: Lane, events: Sequence[Event]) -> Mapping[Event, Head]:
         """Chunk 0 as stored, for the events that must look before they write."""
         ids = {event: self._object_id(event, 0) for event in events if event.check}
         if not ids:
-            return {}
-        stored = await self._patiently(lambda: self.build.space.heads(list(ids.values())), events)
+            return {}  # without waiting for a slot: a first replay embeds while the slots are at work
+        async with self._slots[lane]:
+            stored = await self._patiently(lambda: self.build.space.heads(list(ids.values())), events)
         found = {event: head for event, uuid in ids.items() if (head := stored.get(uuid)) is not None}
         for event, head in found.items():
             if head.partition != event.record.partition:  # rule 1
@@ -362,7 +413,7 @@ class EmbedAgent:
                 self.build.counters[item.event.ledger.partition].embedded(item.event.lane)
                 writes.append(self._document(item, texts, found, origin))
             if writes:
-                stores.append(asyncio.ensure_future(self._store_in_turn(lane, writes)))
+                stores.append(asyncio.ensure_future(self._turns[lane].store(writes)))
 
         try:
             with tracing.span("embed", lane=lane.value, documents=len(to_embed), texts=len(parts.texts)) as span:
@@ -384,10 +435,6 @@ class EmbedAgent:
             await self._dead_letter(event.record, "content_rejected", error.message, event.ledger)
             outcomes.append((event, Outcome.DEAD_LETTER))
         return outcomes
-
-    async def _store_in_turn(self, lane: Lane, writes: Sequence[DocumentWrite]) -> list[tuple[Event, Outcome]]:
-        async with self._slots[lane]:
-            return await self._store(writes, set())
 
     def _urgency(self, group: Sequence[Event]) -> Urgency:
         """Live events go first at the endpoint, and wait for it as long as one of the group is still ours.
@@ -411,10 +458,14 @@ class EmbedAgent:
     async def _pieces(self, items: Sequence[Sourced]) -> list[list[str]]:
         """The chunks of each document; in a thread where finding them would hold the event loop for milliseconds."""
         texts = [documents.text(item.put, self.build.schema) for item in items]
-        split = self.build.chunker.split
+
+        def split() -> list[list[str]]:
+            cut = self.build.chunker.split
+            return [_as_it_was(item.put) or cut(text) for item, text in zip(items, texts, strict=True)]
+
         if self.build.chunker.splits and sum(map(len, texts)) > SPLIT_IN_THREAD:
-            return await asyncio.to_thread(lambda: [split(text) for text in texts])
-        return [split(text) for text in texts]
+            return await asyncio.to_thread(split)
+        return split()
 
     def _document(
         self, item: Sourced, texts: Sequence[str], vectors: Sequence[Vectors], origin: Origin
@@ -437,7 +488,11 @@ class EmbedAgent:
         return DocumentWrite(item.event, objects)
 
     def _object_id(self, event: Event, chunk: int) -> UUID:
-        return documents.object_id(self.build.collection, event.change.doc_id, chunk)
+        if chunk:
+            return documents.object_id(self.build.collection, event.change.doc_id, chunk)
+        if event.uuid is None:
+            event.uuid = documents.object_id(self.build.collection, event.change.doc_id, 0)
+        return event.uuid
 
     async def stop(self) -> None:
         """End everything still running; call after the partitions were drained."""
@@ -509,3 +564,8 @@ class EmbedAgent:
 
     def _count(self, lane: Lane, ledger: PartitionLedger, outcome: Outcome) -> None:
         self.build.counters[ledger.partition].resolved(lane, outcome, replaying=ledger.seen is not None)
+
+
+def _as_it_was(put: Put) -> list[str]:
+    """The pieces of a document that stays cut as it was; none of any other."""
+    return list(put.restored.pieces) if put.restored is not None and put.restored.cut else []

@@ -18,7 +18,7 @@ from streams.documents import Delete, DocumentSchema, Put, Rejected
 from streams.state import BuildState, TopicNames
 
 Kind = Literal["put", "delete", "rejected"]
-Verdict = Literal["current", "pending", "missing", "stale", "extra", "held", "gone"]
+Verdict = Literal["current", "pending", "missing", "stale", "extra", "kept", "held", "gone"]
 
 MEANING: Mapping[Verdict, str] = {
     "current": "the space says what the log says",
@@ -26,6 +26,7 @@ MEANING: Mapping[Verdict, str] = {
     "missing": "in the log, not in the space",
     "stale": "the space holds another form than the log's newest",
     "extra": "in the space, deleted or unknown in the log",
+    "kept": "in the space alone: older than the first record that the topic still has",
     "held": "the newest record is in the dead letters: an earlier form, or nothing, stands",
     "gone": "the space itself does not exist any more",
 }
@@ -212,7 +213,11 @@ async def _stored(
     )
     deletes = newest is not None and isinstance(documents.parse(newest.key, newest.value, schema), Delete)
     whole = head is not None and sum(h.offset == head.offset for h in heads.values()) == head.chunks
-    verdict = judge(head, newest, whole=whole, deletes=deletes, held=held, resolved=settled)
+    older = False
+    if head is not None and newest is None:
+        bounds = (await out.kafka.bounds(build.topic)).get(head.partition)
+        older = bounds is not None and head.offset < bounds.earliest
+    verdict = judge(head, newest, whole=whole, deletes=deletes, held=held, resolved=settled, older=older)
     if head is None:
         return Stored(*named, verdict)
     stored_text = properties.get(reserved.TEXT)
@@ -243,13 +248,23 @@ async def _resolved(out: Outside, build: BuildState, newest: Record | None) -> b
 
 
 def judge(
-    head: Head | None, newest: Record | None, *, whole: bool, deletes: bool, held: bool, resolved: bool
+    head: Head | None,
+    newest: Record | None,
+    *,
+    whole: bool,
+    deletes: bool,
+    held: bool,
+    resolved: bool,
+    older: bool = False,
 ) -> Verdict:
     """What the stored chunk 0 means beside the log's newest record of the key.
 
     `whole`: every chunk is there at its offset; `deletes`: the newest record is a delete; `resolved`: its lane has
-    passed it. A dead letter that was applied again since is no reason to call it held.
+    passed it; `older`: what is stored stood before the log's first offset. A dead letter that was applied again since
+    is no reason to call it held.
     """
+    if head is not None and newest is None and older:
+        return "kept"
     absent = newest is None or deletes
     if head is not None and newest is not None:
         says_so = not absent and whole and (head.partition, head.offset) == (newest.partition, newest.offset)

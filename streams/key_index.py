@@ -21,9 +21,26 @@ class Expected(NamedTuple):
     deleted: bool
 
 
-def _columns(digests: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def columns_of(digests: Sequence[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     pairs = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
+
+
+def places(
+    high: NDArray[np.uint64], low: NDArray[np.uint64], wanted_high: NDArray[np.uint64], wanted_low: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Of digests among sorted ones: before which place each belongs, and whether it is what stands there."""
+    at = np.searchsorted(high, wanted_high, side="left")
+    if not len(high):
+        return at, np.zeros(len(at), np.bool_)
+    near = np.minimum(at, len(high) - 1)
+    alike = high[near] == wanted_high
+    known = alike & (low[near] == wanted_low)
+    for i in np.flatnonzero(alike & ~known):  # equal upper halves: look among them
+        end = np.searchsorted(high, wanted_high[i], side="right")
+        at[i] += np.searchsorted(low[at[i] : end], wanted_low[i], side="left")
+        known[i] = at[i] < end and low[at[i]] == wanted_low[i]
+    return at, known
 
 
 class KeyIndex:
@@ -42,6 +59,11 @@ class KeyIndex:
 
     def __len__(self) -> int:
         return len(self._entry)
+
+    @property
+    def nbytes(self) -> int:
+        """What its arrays hold."""
+        return self._high.nbytes + self._low.nbytes + self._entry.nbytes
 
     @property
     def deletes(self) -> int:
@@ -78,21 +100,10 @@ class KeyIndex:
 
     def positions(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """int64[n]: where each digest stands in the index's own order (see `key_digest`), ABSENT if unknown."""
-        if not digests or not len(self):
-            return np.full(len(digests), ABSENT, dtype=np.int64)
-        high, low = _columns(digests)
-        at = np.searchsorted(self._high, high, side="left")
-        at[at == len(self)] = 0
-        found = (self._high[at] == high) & (self._low[at] == low)
-        result = np.where(found, at, ABSENT)
-        for i in np.flatnonzero((self._high[at] == high) & ~found):  # equal upper halves: walk them
-            j = int(at[i]) + 1
-            while j < len(self) and self._high[j] == high[i]:
-                if self._low[j] == low[i]:
-                    result[i] = j
-                    break
-                j += 1
-        return result
+        if not digests:
+            return np.empty(0, np.int64)
+        at, known = places(self._high, self._low, *columns_of(digests))
+        return np.where(known, at, ABSENT)
 
     def entry(self, position: int) -> Expected:
         """Newest offset of the key at a position, and whether it is a delete."""
@@ -122,59 +133,87 @@ class KeyIndex:
 class KeyIndexBuilder:
     """Collects (digest, offset, tombstone) in log order and keeps the last of each key.
 
-    It sorts whenever as much has come as it holds, so that a log of n records costs n log n. That takes seconds where
-    there are millions: whoever must not stand still so long calls `compact` and `build` elsewhere once it says so.
+    What came last stands unsorted behind what is sorted, in the same arrays, until that is an eighth as long (and
+    LEAST at least); it is then sorted by itself and merged in place, so that no more than a third beside the index is
+    ever held. Sorting and merging takes tenths of a second where there are millions: whoever must not stand still so
+    long calls `compact` and `build` elsewhere once it says so.
     """
 
-    _PENDING = 1 << 14
+    LEAST = 1 << 16
+    LARGE = 1 << 18
+    _BLOCK = 1 << 16
 
     def __init__(self) -> None:
         self._high = np.empty(0, np.uint64)
         self._low = np.empty(0, np.uint64)
         self._entry = np.empty(0, np.int64)
-        self._new: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]] = []
-        self._digests: list[bytes] = []
-        self._pending: list[int] = []
+        self._sorted = 0
+        self._filled = 0
         self._records = 0
 
     @property
     def due(self) -> bool:
         """The next `add` will sort."""
-        return sum(len(entry) for _, _, entry in self._new) >= max(16 * self._PENDING, len(self._entry))
+        return self._filled - self._sorted >= max(self.LEAST, self._sorted // 8)
 
     @property
     def large(self) -> bool:
         """`build` will sort for more than a moment."""
-        return bool(self._new) and len(self._new) + len(self._entry) // self._PENDING >= 16
+        return self._filled > self._sorted and self._filled >= self.LARGE
 
     def add(self, digests: Sequence[bytes], offsets: Sequence[int], tombstones: Sequence[bool]) -> None:
         if self.due:
             self.compact()
-        self._digests.extend(digests)
-        self._pending.extend(offset * 2 + tombstone for offset, tombstone in zip(offsets, tombstones, strict=True))
+        begin, end = self._filled, self._filled + len(digests)
+        if end > len(self._entry):
+            self._resize(max(end, self._sorted + max(self.LEAST, self._sorted // 8)))
+        self._high[begin:end], self._low[begin:end] = columns_of(digests)
+        self._entry[begin:end] = np.array(offsets, np.int64) * 2 + np.array(tombstones, np.bool_)
+        self._filled = end
         self._records += len(digests)
-        if len(self._pending) >= self._PENDING:
-            self._pack()
 
     def compact(self) -> None:
         """Sort what has come, and drop what newer records have replaced."""
-        self._pack()
-        if not self._new:
-            return
-        highs, lows, entries = zip((self._high, self._low, self._entry), *self._new, strict=True)
-        self._new = []
-        high, low, entry = np.concatenate(highs), np.concatenate(lows), np.concatenate(entries)
-        order = np.lexsort((entry, low, high))
-        high, low, entry = high[order], low[order], entry[order]
-        last = np.ones(len(entry), dtype=np.bool_)
+        new = slice(self._sorted, self._filled)
+        order = np.lexsort((self._low[new], self._high[new]))  # stable: of one key the last stays the last
+        high, low, entry = self._high[new][order], self._low[new][order], self._entry[new][order]
+        last = np.ones(len(entry), np.bool_)
         last[:-1] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        self._high, self._low, self._entry = high[last], low[last], entry[last]
+        if not last.all():
+            high, low, entry = high[last], low[last], entry[last]
+        at, known = places(self._high[: self._sorted], self._low[: self._sorted], high, low)
+        self._entry[at[known]] = entry[known]
+        if known.any():
+            added = ~known
+            at, high, low, entry = at[added], high[added], low[added], entry[added]
+        self._merge(at, high, low, entry)
+        self._sorted = self._filled = self._sorted + len(at)
 
     def build(self) -> KeyIndex:
+        """The index, which takes the arrays: nothing may be added afterwards."""
         self.compact()
+        self._resize(self._sorted)
         return KeyIndex(self._high, self._low, self._entry, self._records)
 
-    def _pack(self) -> None:
-        if self._pending:
-            self._new.append((*_columns(self._digests), np.array(self._pending, dtype=np.int64)))
-            self._digests, self._pending = [], []
+    def _resize(self, size: int) -> None:
+        for column in (self._high, self._low, self._entry):
+            column.resize(size, refcheck=False)  # in place: large ones are moved by the page, not copied
+
+    def _merge(
+        self, at: NDArray[np.int64], high: NDArray[np.uint64], low: NDArray[np.uint64], entry: NDArray[np.int64]
+    ) -> None:
+        """Insert sorted new keys before the places `at`, from the end, a block at a time: each block moves up, to
+        where nothing is that has still to move."""
+        end, after = self._sorted, len(at)
+        while after:
+            begin = max(0, end - self._BLOCK)
+            before = int(np.searchsorted(at, begin))
+            size = end - begin + after - before
+            inserted = at[before:after] - begin + np.arange(after - before)
+            kept = np.ones(size, np.bool_)
+            kept[inserted] = False
+            for column, added in ((self._high, high), (self._low, low), (self._entry, entry)):
+                block = np.empty(size, column.dtype)
+                block[inserted], block[kept] = added[before:after], column[begin:end]
+                column[begin + before : end + after] = block
+            end, after = begin, before

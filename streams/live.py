@@ -6,16 +6,15 @@ Ownership decides everything else (rule 3): whoever holds a partition here repla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
-
-import orjson
 
 from connectors.errors import Fenced, Transient
 from connectors.protocols import Commit, GroupReader, Log, Record
 from streams.build import Batch, Build
+from streams.commits import LONG_AGO, LiveCommit
 from streams.documents import key_digest
 from streams.embed_agent import EmbedAgent
 from streams.identity import check_position, check_topic
@@ -24,38 +23,8 @@ from streams.state import BuildState
 
 log = logging.getLogger(__name__)
 
-READ_TIMEOUT_S = 0.1
+READ_TIMEOUT_S, HELD_READ_S = 0.3, 0.1  # an event that comes ends a read at once: longer reads only cost less
 COMMIT_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class LiveCommit:
-    """Metadata of a live commit. `clean`: the owner left with nothing in flight and nothing in doubt.
-
-    `doubts`: events below this commit may still change, or were never swept (rules 8 and 11). `at_ms`: until when the
-    lane had read all that the log held (see ordering.Following).
-    """
-
-    epoch: int
-    clean: bool
-    doubts: bool
-    at_ms: int
-
-    def to_metadata(self) -> str:
-        values = {"epoch": self.epoch, "clean": self.clean, "doubts": self.doubts, "at": self.at_ms}
-        return orjson.dumps(values).decode()
-
-    @classmethod
-    def from_metadata(cls, metadata: str) -> LiveCommit:
-        """Metadata that somebody else wrote counts as an unclean leave, long ago."""
-        try:
-            raw = orjson.loads(metadata)
-            return cls(int(raw["epoch"]), bool(raw["clean"]), bool(raw["doubts"]), int(raw["at"]))
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            return LONG_AGO
-
-
-LONG_AGO = LiveCommit(0, clean=False, doubts=True, at_ms=0)
 
 
 class Partitions(Protocol):
@@ -105,8 +74,10 @@ class LiveLane:
         await self._reader.start(self)
         try:
             while True:
-                self._hold_or_go_on()
-                records = await self._reader.read(self._build.limits.read_records, READ_TIMEOUT_S)
+                await self._hold_or_go_on()
+                records = await self._reader.read(
+                    self._build.limits.read_records, HELD_READ_S if self._held else READ_TIMEOUT_S
+                )
                 if delivery := self._batches(records):
                     await self._deliver(delivery)
                 if loop.time() - self._committed_at_s >= COMMIT_EVERY_S or self._must_commit():
@@ -114,18 +85,31 @@ class LiveLane:
         finally:
             await self._reader.close()
 
-    def _hold_or_go_on(self) -> None:
+    async def _hold_or_go_on(self) -> None:
         """Stop fetching while there is no room; reads go on all the same, because membership lives in them.
 
-        A partition gained meanwhile is held too, and those held before it are not forgotten.
+        Not at the first moment: a reader that is stopped throws away what it has fetched ahead. A partition gained
+        meanwhile is held too, and those held before it are not forgotten.
         """
-        hold = self._state().paused == "all" or not self._agent.has_room(Lane.LIVE)
+        paused = self._state().paused == "all"
+        if not paused and not self._held:
+            await self._wait_for_room(asyncio.get_running_loop().time() + HELD_READ_S)
+        hold = paused or not self._agent.has_room(Lane.LIVE)
         if hold:
             if fresh := self.ledgers.keys() - self._held:
                 self._reader.pause(sorted(fresh))
         elif self._held:
             self._reader.resume(sorted(self._held))
         self._held = set(self.ledgers) if hold else set()
+
+    async def _wait_for_room(self, until_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._agent.has_room(Lane.LIVE) and loop.time() < until_s:
+            if self._must_commit():
+                await self._commit()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until_s):
+                    await self._agent.progressed(lambda: self._agent.has_room(Lane.LIVE) or self._must_commit())
 
     def _batches(self, records: Sequence[Record]) -> list[Batch]:
         by_partition: dict[int, list[Record]] = {}
@@ -153,12 +137,16 @@ class LiveLane:
             return
         loop = asyncio.get_running_loop()
         sent_at_s = loop.time()
-        sent = {ledger: (self._commit_of(ledger, clean=False), ledger.in_doubt) for ledger in self.ledgers.values()}
-        for ledger, (_, in_doubt) in sent.items():
+        sent = {
+            ledger: (self._commit_of(ledger, clean=False), ledger.in_doubt, ledger.lacks)
+            for ledger in self.ledgers.values()
+        }
+        for ledger, (_, in_doubt, lacks) in sent.items():  # from now on, not only from the answer on
             if ledger.told and not in_doubt:
-                ledger.told = False  # from now on, not only from the answer on
+                ledger.told = False
+            ledger.told_carry = ledger.told_carry and lacks
         try:
-            await self._reader.commit({ledger.partition: commit for ledger, (commit, _) in sent.items()})
+            await self._reader.commit({ledger.partition: commit for ledger, (commit, *_) in sent.items()})
         except Fenced:
             log.warning(
                 "%s: the group has gone on without this worker; its partitions come back by a rebalance",
@@ -168,13 +156,16 @@ class LiveLane:
             log.warning("%s: a commit got no answer, writes wait for the next: %s", self._build.name, error.message)
         else:
             self._build.lease.renew(sent_at_s)
-            for ledger, (commit, in_doubt) in sent.items():
-                ledger.told = in_doubt
+            for ledger, (commit, in_doubt, lacks) in sent.items():
+                heard = lacks and not ledger.told_carry
+                ledger.told, ledger.told_carry = in_doubt, lacks
+                if heard:
+                    await self._agent.notify()
                 ledger.live.acknowledge(commit.offset)
         self._committed_at_s = loop.time()
 
     def _commit_of(self, ledger: PartitionLedger, *, clean: bool) -> Commit:
-        metadata = LiveCommit(self._build.epoch, clean, ledger.in_doubt, ledger.following.at_ms)
+        metadata = LiveCommit(self._build.epoch, clean, ledger.in_doubt, ledger.following.at_ms, ledger.lacks)
         return Commit(ledger.live.committable, metadata.to_metadata())
 
     # the group's callbacks
@@ -206,6 +197,7 @@ class LiveLane:
                     )
                 ledger.recheck_replay = limits.reach
                 ledger.sweep_due = last.doubts  # which keys, the former owner knew alone
+                ledger.carry_due = last.carry
             self.ledgers[partition] = ledger
             self._delivered[partition] = -1
             starts[partition] = position

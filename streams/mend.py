@@ -1,26 +1,31 @@
 """Mending: reading back what is in doubt (rule 11), sweeping what may have missed a delete (rule 8), putting it right.
 
-Runs where the partition is owned. What to write always comes from the log at its own offset, never from anywhere else.
+Runs where the partition is owned. What to write always comes from the log at its own offset; only what the log has
+forgotten comes from the space that serves, at the offset it once had.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TypeVar
+from uuid import UUID
 
 from connectors.errors import Transient
-from connectors.protocols import Log, RangeBatch, Record
+from connectors.protocols import Log, Record
 from streams import documents
 from streams.build import Build
+from streams.carrying import Carried, OldSpaceFault, of_the_old_space, pages_of, read_back, same_texts
 from streams.documents import Delete, Put, Rejected
 from streams.embed_agent import EmbedAgent
 from streams.key_index import Expected
-from streams.migration.compare import Comparison, Suspect
+from streams.migration.difference import Comparison, Losses, Suspect
 from streams.ordering import Doubt, Finding, PartitionLedger
-from streams.replay import plan_scan, scan_keys
+from streams.replay import holding, plan_scan
 from streams.retry import patiently
 
 log = logging.getLogger(__name__)
@@ -29,6 +34,7 @@ T = TypeVar("T")
 LOOK_EVERY_S = 0.5
 LOOK_AGAIN_S = 5.0  # at a key whose newer record live has still to bring: each look reads the log
 READ_BACK = 256
+OLD_LOOKS = 12  # at how far the space that serves has come
 SAME_READ = 2000  # offsets nearer than this are fetched by one read of the log
 
 
@@ -61,6 +67,8 @@ class Mender:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             for ledger in list(self._agent.ledgers.values()):
+                if ledger.forget_held(loop.time()):
+                    await self._agent.notify()
                 if due := ledger.due(loop.time(), READ_BACK):
                     try:
                         await self._patiently(partial(self._read_back, ledger, due), ledger)
@@ -98,10 +106,25 @@ class Mender:
         records = await records_at(self._kafka, self._build.topic, ledger.partition, wanted)
         gone = {d: e.offset for d, (_, e) in overwritten.items() if e.offset not in records and not e.deleted}
         newest = await self._newest_since(ledger.partition, gone) if gone else {}
+        forgotten = await self._forgotten(ledger.partition, {d: o for d, o in gone.items() if d not in newest})
+        ids = {
+            documents.object_id(self._build.collection, overwritten[d][0].doc_id, 0): o for d, o in forgotten.items()
+        }
+        try:
+            carried = {one.record.key: one for one in await self._read_from_old(ids)}
+        except OldSpaceFault as fault:  # they stay in doubt no longer than others, but the next sweep has them again
+            carried, ledger.carry_due, ledger.carry_trouble = {}, True, fault.text
         mend: list[tuple[Record, Put | Delete]] = []
         for digest, (doubt, expected) in overwritten.items():
             if doubt.expected != expected or digest in ledger.busy or not ledger.active:
                 continue  # an event came while we read: what it wrote decides
+            if digest in forgotten:  # by retention: that deletes no document
+                if (one := carried.get(doubt.doc_id.encode())) is not None:
+                    mend.append((one.record, one.change))
+                else:  # nobody has it any more, but for a newer record that live brings, or what stands here
+                    log.warning("%s: a forgotten document in doubt stays as it is", self._build.name)
+                    del ledger.doubts[digest]
+                continue
             record = records.get(expected.offset)
             deleted = expected.deleted or (digest in gone and digest not in newest)
             if record is None and deleted:  # the tombstone itself was compacted away
@@ -118,15 +141,29 @@ class Mender:
             log.warning("%s: mends %d documents of partition %d", self._build.name, len(mend), ledger.partition)
             self._agent.mend(ledger, mend, anew=True)
 
+    async def _forgotten(self, partition: int, gone: Mapping[bytes, int]) -> dict[bytes, int]:
+        """Those whose record stood before the log's start: retention took them, no newer record did."""
+        if not gone:
+            return {}
+        begin = (await self._kafka.bounds(self._build.topic))[partition].earliest
+        return {digest: offset for digest, offset in gone.items() if offset < begin}
+
+    async def _read_from_old(self, ids: Mapping[UUID, int]) -> list[Carried]:
+        """What the space that serves still holds at these offsets, as far as it can be put together again. Raises
+        OldSpaceFault."""
+        old = self._build.old_space()
+        if not ids or old is None:
+            return []
+        with of_the_old_space(old.state):
+            return (await read_back(old, self._build.encoder.envelope, self._build.schema, ids)).documents
+
     async def _newest_since(self, partition: int, offsets: Mapping[bytes, int]) -> dict[bytes, int]:
         """The newest offset of these keys at or after theirs; absent when the log holds none."""
         newest: dict[bytes, int] = {}
-
-        def note(batch: RangeBatch, digests: list[bytes]) -> None:
-            newest.update((d, r.offset) for d, r in zip(digests, batch.records, strict=True) if d in offsets)
-
-        end = (await self._kafka.bounds(self._build.topic))[partition].stable
-        await scan_keys(self._kafka, self._build.topic, partition, min(offsets.values()), end, note)
+        topic, start = self._build.topic, min(offsets.values())
+        end = (await self._kafka.bounds(topic))[partition].stable
+        async for batch in self._kafka.read_keys(topic, partition, start, end, documents.key_digest):
+            newest.update((d, offset) for d, offset in zip(batch.digests, batch.offsets, strict=True) if d in offsets)
         return newest
 
     async def redrive(self, ledger: PartitionLedger, offsets: Sequence[int]) -> None:
@@ -160,15 +197,18 @@ class Mender:
             ledger.touched = None
         await self._agent.progressed(lambda: not ledger.active or not any(d in ledger.busy for d in mend))
 
-    async def sweep(self, ledger: PartitionLedger) -> int:
+    async def sweep(self, ledger: PartitionLedger, *, asked: bool = False) -> int:
         """Compare one owned partition with the space and doubt whatever differs. Returns how many.
+
+        What the log has forgotten and only the serving space has is brought over where a person has `asked`, or where
+        that is still due; otherwise it may be what this version rightly deleted and the other one did not hear of.
 
         Exact while events keep coming: the index ends at a position P, the space is read once everything below P is
         resolved, and keys that live has seen since then are left to their own events.
         """
-        return await self._patiently(lambda: self._sweep(ledger), ledger)
+        return await self._patiently(lambda: self._sweep(ledger, asked=asked), ledger)
 
-    async def _sweep(self, ledger: PartitionLedger) -> int:
+    async def _sweep(self, ledger: PartitionLedger, *, asked: bool) -> int:
         loop = asyncio.get_running_loop()
         await self._agent.progressed(lambda: not ledger.active or ledger.seen is None)
         if ledger.takeover is not None:  # what a former owner sent may land until then
@@ -178,7 +218,8 @@ class Mender:
             position = ledger.live.position
             index = await plan_scan(self._kafka, self._build.topic, ledger.partition, position)
             await self._agent.progressed(lambda: not ledger.active or ledger.live.committable >= position)
-            comparison = Comparison({ledger.partition: index})
+            begin = (await self._kafka.bounds(self._build.topic))[ledger.partition].earliest  # as of after the scan
+            comparison = Comparison({ledger.partition: index}, {ledger.partition: begin})
             async for page in self._build.space.scan():
                 comparison.add(page)
             suspects = comparison.finish()
@@ -195,17 +236,85 @@ class Mender:
                     continue  # the index may lack it only because of a newer record, which live has still to bring
                 if (named := self._expected(suspect, records)) is not None:
                     ledger.suspect(suspect.digest, *named, now_s)
+            kept, torn = comparison.of_forgotten()
+            if kept or torn:
+                log.warning(
+                    "%s: %d documents of partition %d are older than its log, chunks are missing of %d of them: of a "
+                    "missed delete of theirs the sweep can tell nothing",
+                    self._build.name,
+                    kept + torn,
+                    ledger.partition,
+                    torn,
+                )
+            losses = Losses({ledger.partition: index}, {ledger.partition: begin}, comparison.kept)
+            brought = 0
+            if not begin:
+                ledger.carry_due = False  # the log has all there is
+            elif asked or ledger.carry_due:
+                brought = await self._bring_over(ledger, losses, position, asked=asked)
             ledger.sweep_due = False
-            return len(suspects)
+            return len(suspects) + brought
         finally:
             ledger.touched = None
+
+    async def _bring_over(self, ledger: PartitionLedger, losses: Losses, position: int, *, asked: bool) -> int:
+        """What the log has forgotten, the space that serves holds and this one has not whole; both hold all below
+        `position`, and what live has seen since is `touched`. A page at a time: nobody knows how much it is. Returns
+        how many. What was due, or asked for, is due until all of it was read."""
+        brought = 0
+        try:
+            old = await self._soon(lambda: holding(self._kafka, self._build, ledger.partition, position))
+            if old is not None and same_texts(old.state.model, self._build.encoder.envelope):
+                async for page in pages_of(old):
+                    lost = {head.uuid: head.offset for head, _ in losses.among(page) if head.chunk == 0}
+                    for at in range(0, len(lost), READ_BACK):
+                        ids = dict(islice(lost.items(), at, at + READ_BACK))
+                        brought += await self._bring(ledger, ids, asked=asked)
+        except Transient as error:
+            log.warning("%s: not everything is brought over: %s", self._build.name, error.message)
+            ledger.carry_due, ledger.carry_trouble = True, error.message
+        except OldSpaceFault as fault:
+            log.warning("%s, partition %d: %s", self._build.name, ledger.partition, fault.text)
+            ledger.carry_due, ledger.carry_trouble = True, fault.text
+        else:
+            if ledger.active:
+                ledger.carry_due, ledger.carry_trouble = False, ""
+        return brought
+
+    async def _bring(self, ledger: PartitionLedger, ids: Mapping[UUID, int], *, asked: bool) -> int:
+        found = await self._read_from_old(ids)
+        # what stands below is `touched` already; what stands above, live has still to bring
+        moved = await self._moved_since(ledger.partition, ledger.live.position)
+        mend: dict[bytes, tuple[Record, Put | Delete]] = {}
+        for record, change in found:
+            digest = documents.key_digest(record.key or b"")
+            touched = ledger.touched is None or digest in ledger.touched
+            refused = digest in ledger.carry_refused and not asked
+            if not touched and not refused and digest not in moved and digest not in ledger.busy:
+                mend[digest] = (record, change)
+        if not ledger.active or not mend:
+            return 0
+        self._agent.mend(ledger, mend.values())
+        await self._agent.progressed(lambda: not ledger.active or not any(d in ledger.busy for d in mend))
+        for digest, (record, _) in mend.items():
+            doubt = ledger.doubts.get(digest)
+            if doubt is not None and doubt.held_at == record.offset:
+                ledger.carry_refused.add(digest)
+        return len(mend)
+
+    async def _soon(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Patient for some seconds: lanes commit each second."""
+        for _ in range(OLD_LOOKS):
+            with contextlib.suppress(Transient):
+                return await call()
+            await asyncio.sleep(LOOK_EVERY_S)
+        return await call()
 
     async def _moved_since(self, partition: int, position: int) -> set[bytes]:
         moved: set[bytes] = set()
         end = (await self._kafka.bounds(self._build.topic))[partition].stable
-        await scan_keys(
-            self._kafka, self._build.topic, partition, position, end, lambda _, digests: moved.update(digests)
-        )
+        async for batch in self._kafka.read_keys(self._build.topic, partition, position, end, documents.key_digest):
+            moved.update(batch.digests)
         return moved
 
     def _expected(self, suspect: Suspect, records: Mapping[int, Record]) -> tuple[str, Expected] | None:

@@ -55,6 +55,8 @@ COUNTERS: Mapping[str, tuple[str, Callable[[Counters], float]]] = {
     ),
     "unchanged_skipped_events": ("Events of equal text, not embedded again.", lambda c: c.unchanged_skipped),
     "dead_letters": ("Events sent to the dead letters since the build began.", lambda c: c.dead_letters),
+    "carried_documents": ("Documents that the topic has forgotten, from the serving space.", lambda c: c.carried),
+    "not_carried_documents": ("Such documents that could not be put together again.", lambda c: c.not_carried),
     "mended_documents": ("Documents written again because of a doubt.", lambda c: c.mended),
     "cached_texts": ("Texts whose vectors came from the cache.", lambda c: c.cached),
     "truncated_texts": ("Texts cut at the model's limit.", lambda c: c.truncated),

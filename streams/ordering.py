@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import NamedTuple
+from uuid import UUID
 
 from connectors.protocols import Head, Record
 from streams.config_operation import TierName
@@ -43,7 +44,7 @@ class Event:
     written already; a mend only to keep the vectors of a document's chunks, since the space cannot be trusted.
     `superseded`: the newest older event of the key that was dropped as stale for this one; it stands after all if this
     one ends in the dead letters. `anew`: take the document away before it is written: the store may hold what it does
-    not find.
+    not find. `uuid`: of chunk 0, once it was needed.
     """
 
     lane: Lane
@@ -55,6 +56,7 @@ class Event:
     superseded: Expected | None = None
     anew: bool = False
     tier: TierName = "rest"
+    uuid: UUID | None = None
 
 
 # rule 6: the contiguous prefix
@@ -239,7 +241,10 @@ class PartitionLedger:
     `busy` holds each key with a request in flight, and the one event that waits behind it. `recheck_replay`: how many
     replayed events a former owner may have written already. `touched`: keys live has seen while a sweep runs.
     `sweep_due`: only a sweep can tell what may be wrong, since the keys in question are not known. `told`: what the
-    last acknowledged live commit says of `in_doubt`, None before the first.
+    last acknowledged live commit says of `in_doubt`, None before the first; `told_carry`: what it says of `lacks`.
+    `carry_due`: the next sweep brings over what the log has forgotten, from the space that serves; `carry_trouble`:
+    what that waits for, as the last attempt found it; `carry_refused`: what was brought over and went to the dead
+    letters, which only a person has tried again.
     """
 
     def __init__(
@@ -256,6 +261,10 @@ class PartitionLedger:
         self.recheck_replay = 0
         self.sweep_due = False
         self.told: bool | None = None
+        self.carry_due = False
+        self.carry_trouble = ""
+        self.carry_refused: set[bytes] = set()
+        self.told_carry = False
         self.touched: set[bytes] | None = None
         self.bytes_in_flight = dict.fromkeys(Lane, 0)
         self.active = True
@@ -375,8 +384,23 @@ class PartitionLedger:
         if doubt is None:
             return
         doubt.held_at = max(doubt.held_at, offset)
-        if digest not in self.busy and (doubt.expected is None or doubt.expected.offset == offset):
+        if doubt.expected is not None and doubt.expected.offset == offset:
+            doubt.expected = None
+
+    def forget_held(self, now_s: float) -> bool:
+        """End the doubts of keys whose newest record is held, once the settle time has passed: whatever was sent for
+        it has landed by then, and no newer form was there to be harmed by it. True when there were any."""
+        over = [
+            digest
+            for digest, doubt in self.doubts.items()
+            if doubt.held_at != ABSENT
+            and doubt.expected is None
+            and doubt.not_before_s <= now_s
+            and digest not in self.busy
+        ]
+        for digest in over:
             del self.doubts[digest]
+        return bool(over)
 
     # rule 11
 
@@ -415,6 +439,12 @@ class PartitionLedger:
     def in_doubt(self) -> bool:
         """Something below the commits may still change: a next owner can only learn of it from the commit."""
         return bool(self.doubts) or self.sweep_due
+
+    @property
+    def lacks(self) -> bool:
+        """Documents that the log has forgotten may be missing here. One that is in doubt may be forgotten before a next
+        owner comes to it, and be missing then."""
+        return self.carry_due or bool(self.doubts)
 
     @property
     def may_write(self) -> bool:

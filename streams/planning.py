@@ -11,16 +11,17 @@ from typing import Protocol
 
 from connectors.embedders.endpoint import MOST_IN_FLIGHT
 from connectors.embedders.probe import PROBE_TEXTS
-from connectors.errors import ConfigurationError, NotFound
-from connectors.protocols import Capacity, Embedder, Log
+from connectors.errors import ConfigurationError, CrossfadeError, NotFound
+from connectors.protocols import Bounds, Capacity, Embedder, Log, Space, TopicFacts
 from streams import config
 from streams.batching import BatchLimits
 from streams.chunking import make_chunker
 from streams.config import Settings
 from streams.config_embedders import Version
 from streams.config_operation import TIERS
+from streams.key_index import KeyIndex
 from streams.migration import plan as figures
-from streams.migration.compare import keys_in_two_partitions
+from streams.migration.difference import Losses, keys_in_two_partitions
 from streams.migration.plan import Earlier, Plan, Replayer, Speed
 from streams.migration.plan_probe import Probed, probe_speed, together
 from streams.migration.plan_risks import Risk, Topic, risks
@@ -29,7 +30,7 @@ from streams.priority import Order
 from streams.progress import ProgressRecord, TierProgress, combine
 from streams.state import BuildState
 from streams.tokens import TokenEstimate, Tokenizer
-from streams.versions import Envelope
+from streams.versions import Envelope, Stage
 
 FEW = 100
 """Documents below which an earlier build's speed says nothing: it was mostly starting."""
@@ -46,12 +47,13 @@ class Inspector(Protocol):
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is known from elsewhere. `builds`: the newest of each version of the collection; `progress`: of a build's
-    partitions; `objects`: in a build's space, None where Weaviate does not answer."""
+    partitions; `objects`: in a build's space, None where Weaviate does not answer; `space` itself, likewise."""
 
     builds: Sequence[BuildState]
     progress: Callable[[BuildState], Sequence[ProgressRecord]]
     objects: Callable[[BuildState], Awaitable[int | None]]
     capacity: Capacity
+    space: Callable[[BuildState], Space | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ async def make_plan(
         keys_in_two_partitions(found.indexes),
     )
     found_risks = risks(made, topic, build)
+    if (forgotten := await _forgotten(known, facts, bounds, found.indexes)) is not None:
+        found_risks.append(forgotten)
     if settings.vector_cache is not None:
         found_risks.append(
             Risk(
@@ -248,6 +252,37 @@ async def _present(
             objects = whole.completed if whole else 0
         found.append(figures.space_size(build.version, build.stage.value, objects, build.model.dimensions, measured))
     return tuple(found)
+
+
+async def _forgotten(
+    known: Known, facts: TopicFacts, bounds: Mapping[int, Bounds], indexes: Mapping[int, KeyIndex]
+) -> Risk | None:
+    """How many documents the topic no longer has; None where its log is whole, or nothing that serves holds any."""
+    begins = {p: b.earliest for p, b in bounds.items() if b.earliest and p in indexes}
+    serving = next((one for one in known.builds if one.stage is Stage.SERVING), None)
+    same = serving is not None and (serving.topic_id, serving.partitions) == (facts.topic_id, facts.partitions)
+    if not begins or serving is None or not same or (space := known.space(serving)) is None:
+        return None
+    losses = Losses(indexes, begins, {})
+    try:
+        async for page in space.scan():
+            losses.add(page)
+    except CrossfadeError as error:  # whatever is wrong there, this build can be planned and made without it
+        return Risk(
+            "note",
+            "forgotten",
+            f"how many documents that {facts.name} no longer has are in the space of {serving.key} is not known: "
+            f"{error.message}; they are not in these figures",
+            error.next_step,
+        )
+    if not losses.lost:
+        return None
+    return Risk(
+        "note",
+        "forgotten",
+        f"{len(losses.lost):,} documents that {facts.name} no longer has are in the space of {serving.key}: they are "
+        "not in these figures, and are brought over from there after the replay, where their text was kept whole",
+    )
 
 
 async def _tiers(configured: config.Collection, kafka: Log, found: Scan) -> tuple[TierProgress, ...]:

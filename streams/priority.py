@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -89,8 +90,23 @@ def read_file(path: Path) -> list[Searched]:
     return found
 
 
-async def read_topic(kafka: Log, topic: str) -> list[Searched]:
-    """The newest record of each key: a number, or `{"count": n}`; the record's time is that of the last search.
+def read_value(key: bytes, value: bytes, timestamp_ms: int) -> Searched:
+    """A number, or `{"count": n}`; with `key`, the document it is of, where several count it, each under a record key
+    of its own. `at_ms`: of the last search, else the record's time. Raises ValueError."""
+    raw = orjson.loads(value)
+    if not isinstance(raw, dict):
+        return Searched(key, _count(raw), timestamp_ms)
+    named, at_ms = raw.get("key"), _at(raw.get("at_ms"))
+    return Searched(
+        named.encode() if isinstance(named, str) else key,
+        _count(raw.get("count")),
+        timestamp_ms if at_ms is None else at_ms,
+    )
+
+
+async def read_topic(kafka: Log, topic: str, ending: bytes = b"") -> list[Searched]:
+    """The newest record of each record key (`read_value`); of those with this `ending` alone. Documents that several
+    count come several times.
 
     A record of another form is left out: whoever writes the counts must not be able to stop a build. Raises NotFound
     without the topic, and Transient.
@@ -99,16 +115,12 @@ async def read_topic(kafka: Log, topic: str) -> list[Searched]:
     for partition, bounds in (await kafka.bounds(topic)).items():
         async for batch in kafka.read_range(topic, partition, bounds.earliest, bounds.stable):
             for record in batch.records:
-                if record.key is None:
+                if record.key is None or not record.key.endswith(ending):
                     continue
                 newest.pop(record.key, None)
                 if record.value is not None:
-                    try:
-                        raw = orjson.loads(record.value)
-                        count = _count(raw.get("count") if isinstance(raw, dict) else raw)
-                    except ValueError:
-                        continue
-                    newest[record.key] = Searched(record.key, count, record.timestamp_ms)
+                    with suppress(ValueError):
+                        newest[record.key] = read_value(record.key, record.value, record.timestamp_ms)
     return list(newest.values())
 
 

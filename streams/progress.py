@@ -29,7 +29,9 @@ class Counters:
 
     `total` and `completed` are documents of the replay: live at the barrier, and accounted for (written, suppressed,
     in the dead letters, or compacted away behind a newer record). `changed_mid_migration`: documents of the history
-    whose text, by source hash, live changed or deleted before the replay was over. The others count events.
+    whose text, by source hash, live changed or deleted before the replay was over. `carried`: documents that the topic
+    has forgotten, brought over from the serving space; `not_carried`: those that could not be put together again. The
+    others count events.
     """
 
     total: int = 0
@@ -56,6 +58,8 @@ class Counters:
     spent_nano_usd: int = 0
     truncated: int = 0
     cached: int = 0
+    carried: int = 0
+    not_carried: int = 0
 
     @property
     def cost_usd(self) -> float:
@@ -63,9 +67,12 @@ class Counters:
 
     def embedded(self, lane: Lane) -> None:
         """One document's text went to the model."""
-        self.embedded_live += lane is Lane.LIVE
-        self.embedded_replay += lane is Lane.REPLAY
-        self.embedded_mend += lane is Lane.MEND
+        if lane is Lane.REPLAY:
+            self.embedded_replay += 1
+        elif lane is Lane.LIVE:
+            self.embedded_live += 1
+        else:
+            self.embedded_mend += 1
 
     def resolved(self, lane: Lane, outcome: Outcome, *, replaying: bool) -> None:
         """One event was resolved; `replaying`: while the partition's replay was not complete."""
@@ -77,11 +84,17 @@ class Counters:
             self.live_resolved_during_replay += replaying
         else:
             self.mended += 1
-        self.written += outcome in (Outcome.WRITTEN, Outcome.UNCHANGED)
-        self.unchanged_skipped += outcome is Outcome.UNCHANGED
-        self.deleted += outcome is Outcome.DELETED
-        self.stale += outcome is Outcome.STALE
-        self.dead_letters += outcome is Outcome.DEAD_LETTER
+        if outcome is Outcome.WRITTEN:
+            self.written += 1
+        elif outcome is Outcome.UNCHANGED:
+            self.written += 1
+            self.unchanged_skipped += 1
+        elif outcome is Outcome.DELETED:
+            self.deleted += 1
+        elif outcome is Outcome.STALE:
+            self.stale += 1
+        else:
+            self.dead_letters += 1
 
     def suppressed(self, *, deleted: bool) -> None:
         """A replayed put whose key live has seen (rule 5)."""
@@ -110,7 +123,10 @@ class TierProgress(BaseModel):
 
 
 class ProgressRecord(BaseModel):
-    """One record of the progress topic: key collection/version (the whole) or collection/version/partition."""
+    """One record of the progress topic: key collection/version (the whole) or collection/version/partition.
+
+    `owing`: what the topic has forgotten is still to be brought over from the space that serves.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
@@ -133,6 +149,7 @@ class ProgressRecord(BaseModel):
     unsettled: int = 0
     planned: bool = False
     replay_done: bool = False
+    owing: bool = False
     requests_done: int = 0
     live_position: int = 0
     worker: str = ""
@@ -356,6 +373,7 @@ def combine(
         unsettled=sum(r.unsettled for r in newest),
         planned=planned,
         replay_done=len(newest) == partitions and all(r.replay_done for r in newest),
+        owing=any(r.owing for r in newest),
         requests_done=min(r.requests_done for r in newest) if len(newest) == partitions else 0,
         counters=counters.as_dict(),
         tiers=combine_tiers(tier for record in newest for tier in record.tiers),

@@ -9,8 +9,21 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
-from connectors import reserved
 from connectors.protocols import JSON, Record, SpaceObject, Vectors
+from connectors.reserved import (
+    CHUNK,
+    CHUNKS,
+    DOC_HASH,
+    DOC_ID,
+    EMBEDDED_AT,
+    EVENT_TIME,
+    OFFSET,
+    ORIGIN,
+    PARTITION,
+    SOURCE_HASH,
+    SPACE,
+    TEXT,
+)
 from streams.documents import Put, doc_hash
 
 
@@ -22,7 +35,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, JSON]) -> Origin:
-        kind, at_ms = properties.get(reserved.ORIGIN), properties.get(reserved.EMBEDDED_AT)
+        kind, at_ms = properties.get(ORIGIN), properties.get(EMBEDDED_AT)
         return cls(kind if isinstance(kind, str) else "embedded", int(at_ms) if isinstance(at_ms, int | float) else 0)
 
 
@@ -40,20 +53,20 @@ def space_object(
     store_text: bool,
 ) -> SpaceObject:
     """`texts`: the document's chunks; `vector`: float32[dim] of this one; `space_mark`: version@fingerprint."""
-    properties: dict[str, JSON] = dict(put.properties)
-    properties |= {
-        reserved.DOC_ID: put.doc_id,
-        reserved.DOC_HASH: doc_hash(put.doc_id),
-        reserved.CHUNK: chunk,
-        reserved.CHUNKS: len(texts),
-        reserved.SOURCE_HASH: source_hash,
-        reserved.PARTITION: record.partition,
-        reserved.OFFSET: record.offset,
-        reserved.EVENT_TIME: record.timestamp_ms,
-        reserved.EMBEDDED_AT: origin.at_ms,
-        reserved.SPACE: space_mark,
-        reserved.ORIGIN: origin.kind,
+    properties: dict[str, JSON] = {
+        DOC_ID: put.doc_id,
+        DOC_HASH: doc_hash(put.doc_id),
+        CHUNK: chunk,
+        CHUNKS: len(texts),
+        SOURCE_HASH: source_hash,
+        PARTITION: record.partition,
+        OFFSET: record.offset,
+        EVENT_TIME: record.timestamp_ms,
+        EMBEDDED_AT: origin.at_ms,
+        SPACE: space_mark,
+        ORIGIN: origin.kind,
     }
     if store_text:
-        properties[reserved.TEXT] = texts[chunk]
+        properties[TEXT] = texts[chunk]
+    properties.update(put.properties)  # never one of ours: the configuration refuses such a name
     return SpaceObject(uuid, properties, vector)

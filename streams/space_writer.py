@@ -54,8 +54,8 @@ class SpaceWriter:
         """Store whole documents. Returns those the store refuses for what they are, each with the reason."""
         refused: dict[Event, CrossfadeError] = {}
         await self._clear({w.event: [o.uuid for o in w.objects] for w in writes if w.event.anew})
-        await self._upsert([(w.event, o) for w in writes for o in w.objects[1:]], refused)
         if self._splits:
+            await self._upsert([(w.event, o) for w in writes for o in w.objects[1:]], refused)
             by_count: dict[int, list[Event]] = {}
             for write in writes:
                 by_count.setdefault(len(write.objects), []).append(write.event)

@@ -30,6 +30,7 @@ Verb = Literal[
     "redrive",
     "replayed",
     "failed",
+    "rollout",
 ]
 APPLIED_KEPT = 500
 FIGURES_KEPT = 20  # outcomes with all they found: their senders read them within minutes
@@ -227,11 +228,19 @@ class StageChange(_Record):
     at_ms: int = 0
 
 
+class Declared(_Record):
+    """A version that stands in no configuration file. `url`: of an endpoint that the file allows for it."""
+
+    model: str
+    dimensions: int
+    url: str
+
+
 class CollectionState(_Record):
     """One collection. `serving` and `previous` are version names; `epochs` is the last epoch given out.
 
     `swapped`: the last change of what serves; `pending`: a cutover that waits; `watch`: over the newest cutover;
-    `untold`: changes of which hooks are still to be told.
+    `untold`: changes of which hooks are still to be told; `declared`: versions beside those of the configuration file.
     """
 
     collection: str
@@ -246,6 +255,7 @@ class CollectionState(_Record):
     watch: Watching | None = None
     notice: Notice | None = None
     untold: list[StageChange] = Field(default_factory=list)
+    declared: dict[str, Declared] = Field(default_factory=dict)
     applied: list[CommandOutcome] = Field(default_factory=list)
     updated_ms: int = 0
 
@@ -303,11 +313,45 @@ class Controls(_Record):
     max_endpoint_errors: float | None = None
 
 
+class ServedBefore(_Record):
+    """How long the serving version took at a `step` of a rollout that is over: 95% of its `queries` up to `p95_ms`.
+    `share`: of the callers whom it did not answer."""
+
+    p95_ms: float
+    queries: int
+    step: int
+    share: float
+
+
+class RolloutState(_Record):
+    """Where the rollout of a build stands: the `share` of the callers whom it answers, since `since_ms`.
+
+    `step` counts the changes of all rollouts of this build, so that what servers count belongs to one of them.
+    `configured`: the share that the configuration said when this began; another one there begins it anew. `stopped`:
+    the bound that failed, or why somebody ended it; "" while it goes on. `beside`: the space of the version that
+    serves, "" where an older Crossfade has written it. `before`: of the last step that had enough of its queries.
+    """
+
+    share: float
+    step: int
+    since_ms: int
+    configured: float
+    stopped: str = ""
+    beside: str = ""
+    before: ServedBefore | None = None
+
+    def text(self, version: str) -> str:
+        """One line."""
+        ended = f": ended ({self.stopped})" if self.stopped else ""
+        return f"the rollout of {version} stands at {self.share:.1%} of the callers{ended}"
+
+
 class BuildState(_Record):
     """One build of one version. `start` and `barrier`: offset by partition, stored before the first write (rule 2).
 
-    `canary`: base64 of float32[len(PROBE_TEXTS), dim], the probe texts' vectors when the space was born; empty for a
-    model without an endpoint.
+    `rollout`: None before it was begun; `rollout_steps`: the last step given out, never given again. `canary`: base64
+    of float32[len(PROBE_TEXTS), dim], the probe texts' vectors when the space was born; empty for a model without an
+    endpoint.
     """
 
     collection: str
@@ -327,6 +371,8 @@ class BuildState(_Record):
     failure: Failure | None = None
     controls: Controls = Field(default_factory=Controls)
     requests: list[Request] = Field(default_factory=list)
+    rollout: RolloutState | None = None
+    rollout_steps: int = 0
     provenance: dict[str, str] = Field(default_factory=dict)
     canary: str = ""
     started_ms: int = 0
@@ -341,6 +387,13 @@ class BuildState(_Record):
     def active(self) -> bool:
         """Written to by workers."""
         return self.stage in ACTIVE
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """For `status`, beside those of its collection."""
+        if self.rollout is None or self.stage is not Stage.READY:
+            return []
+        return [(self.rollout.text(self.version), f"crossfade rollout {self.collection}")]
 
     @property
     def replay_rate_of_a_partition(self) -> float | None:

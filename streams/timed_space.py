@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from uuid import UUID
 
-from connectors.protocols import JSON, Head, Hit, Space, SpaceObject, Vectors
+from connectors.protocols import JSON, Condition, Head, Hit, Space, SpaceObject, Vectors
 
 LATENCY_OF_S = 30.0
 FEWEST_CALLS = 3
@@ -93,12 +93,12 @@ class TimedSpace:
         with self._latencies.call("properties"):
             return await self._inner.properties(uuids)
 
-    async def search(self, vector: Vectors, limit: int) -> list[Hit]:
+    async def search(self, vector: Vectors, limit: int, filters: Sequence[Condition] = ()) -> list[Hit]:
         with self._latencies.call("search"):
-            return await self._inner.search(vector, limit)
+            return await self._inner.search(vector, limit, filters)
 
-    def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
-        return self._inner.scan(page)
+    def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+        return self._inner.scan(page, share)
 
     async def count(self) -> int:
         return await self._inner.count()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -77,8 +77,10 @@ def span(name: str, **attributes: Value) -> Iterator[Noted]:
 class Tracing:
     """Of one worker, between `begin` and `end`: for the task that begins it and all that are started there."""
 
-    def __init__(self, provider: TracerProvider) -> None:
+    def __init__(self, provider: TracerProvider, give_up: Callable[[], None] = lambda: None) -> None:
+        """`give_up` ends the sending of what could not be sent in time."""
         self._provider = provider
+        self._give_up = give_up
 
     @classmethod
     def begin(cls, worker: str) -> Tracing | None:
@@ -99,17 +101,20 @@ class Tracing:
         name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": INSTRUMENTATION}
         resource = Resource.create({**name, "service.instance.id": worker})
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        return cls.over(provider)
+        exporter = OTLPSpanExporter()
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        return cls.over(provider, exporter.shutdown)
 
     @classmethod
-    def over(cls, provider: TracerProvider) -> Tracing:
+    def over(cls, provider: TracerProvider, give_up: Callable[[], None] = lambda: None) -> Tracing:
         """Spans go to this provider."""
         _tracer.set(provider.get_tracer(INSTRUMENTATION))
-        return cls(provider)
+        return cls(provider, give_up)
 
     async def end(self) -> None:
         """Sends what is left, for LAST_SPANS_S at most: a collector that is away must not hold up a worker's end."""
         _tracer.set(None)
-        with contextlib.suppress(TimeoutError):
+        try:
             await Aside[None]("last spans").run(self._provider.shutdown, LAST_SPANS_S)
+        except TimeoutError:
+            self._give_up()  # or a thread would go on trying for as long as the exporter's own time-out

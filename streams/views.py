@@ -6,6 +6,7 @@ A view only follows: it never writes, and when Kafka is away it stays at the las
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -14,10 +15,12 @@ from typing import Protocol, Self
 
 from pydantic import ValidationError
 
-from connectors.errors import Transient
+from connectors.errors import CrossfadeError, Transient
 from connectors.protocols import Record
 from streams.migration.series import SeriesRecord, is_series, series_key
 from streams.progress import ProgressRecord
+from streams.search.routes import to_come
+from streams.search.tallies import SearchesRecord, is_searches
 from streams.state import BuildState, CollectionState, unknown
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,22 @@ class View(ABC):
                     self._take(records)
                     self._changed.notify_all()
 
+    async def again(self, tail: Tail) -> None:
+        """After `run` has ended: what is known stands until all of `tail` was read, and is then replaced in one step.
+        Raises as `load`, and then nothing has changed."""
+        fresh = type(self)(tail)
+        try:
+            await fresh.load()
+        except BaseException:
+            await fresh.close()
+            raise
+        async with self._changed:
+            old, self._tail = self._tail, tail
+            self._become(fresh)
+            self._changed.notify_all()
+        with contextlib.suppress(CrossfadeError):  # it has failed already
+            await old.close()
+
     async def wait_for(self, condition: Callable[[Self], bool]) -> None:
         """Return when the condition holds; checked after every change."""
         async with self._changed:
@@ -87,6 +106,10 @@ class View(ABC):
     @abstractmethod
     def _apply(self, key: str, value: bytes | None) -> None: ...
 
+    @abstractmethod
+    def _become(self, fresh: Self) -> None:
+        """Know what `fresh` knows, and nothing else."""
+
 
 class StateView(View):
     """Collections by name, and the newest build of each version by collection/version."""
@@ -104,6 +127,9 @@ class StateView(View):
             self.builds[key] = BuildState.model_validate_json(value)
         else:
             self.collections[key] = CollectionState.model_validate_json(value)
+
+    def _become(self, fresh: Self) -> None:
+        self.collections, self.builds = fresh.collections, fresh.builds
 
     def collection(self, name: str) -> CollectionState:
         """Raises NotFound with the names that exist."""
@@ -123,6 +149,17 @@ class StateView(View):
             start = f"crossfade start {collection} {version}" if could_be else ""
             raise unknown(f"version of {collection}", version, known, start) from None
 
+    def serving(self, collection: str) -> BuildState | None:
+        """The build that serves a collection; None before the first cutover."""
+        known = self.collections.get(collection)
+        return self.builds.get(f"{collection}/{known.serving}") if known is not None and known.serving else None
+
+    def coming(self, collection: str) -> BuildState | None:
+        """The version that is being brought in; None when there is none, or nothing serves. Raises NotFound."""
+        self.collection(collection)
+        serving = self.serving(collection)
+        return to_come(self.builds_of(collection), serving) if serving is not None else None
+
     def builds_of(self, collection: str) -> list[BuildState]:
         return [build for build in self.builds.values() if build.collection == collection]
 
@@ -130,27 +167,41 @@ class StateView(View):
 class ProgressView(View):
     """The newest progress record of each key: collection/version, and collection/version/partition.
 
-    The series of a build (streams.migration.series) is kept as it came, and read when somebody asks for it.
+    The series of a build (streams.migration.series) is kept as it came, and read when somebody asks for it. Beside
+    them stands what each server has counted of its searches (streams.search.tallies), by key.
     """
 
     def __init__(self, tail: Tail) -> None:
         super().__init__(tail)
         self.records: dict[str, ProgressRecord] = {}
+        self.counted: dict[str, SearchesRecord] = {}
         self._series: dict[str, bytes] = {}
 
     def _apply(self, key: str, value: bytes | None) -> None:
         if is_series(key):
             self._series[key] = value or b""
+        elif is_searches(key):
+            if value is None:
+                self.counted.pop(key, None)
+            else:
+                self.counted[key] = SearchesRecord.model_validate_json(value)
         elif value is None:
             self.records.pop(key, None)
         else:
             self.records[key] = ProgressRecord.model_validate_json(value)
+
+    def _become(self, fresh: Self) -> None:
+        self.records, self.counted, self._series = fresh.records, fresh.counted, fresh._series
 
     def partitions(self, build: BuildState) -> list[ProgressRecord]:
         """The newest record of each partition of this build; older epochs are left out."""
         keys = [f"{build.key}/{partition}" for partition in range(build.partitions)]
         found = [self.records.get(key) for key in keys]
         return [record for record in found if record is not None and record.epoch == build.epoch]
+
+    def searches(self, collection: str) -> list[SearchesRecord]:
+        """What each server has counted, those that have ended since included."""
+        return [record for record in self.counted.values() if record.collection == collection]
 
     def series(self, build: BuildState) -> SeriesRecord | None:
         """The course of this build; None when no controller has written one yet, or not one that can be read."""

@@ -9,8 +9,9 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from connectors import services
@@ -24,12 +25,12 @@ from connectors.kafka.headers import Headed, read_headed
 from connectors.kafka.log import KafkaLog
 from connectors.kafka.producer import KafkaSink, TransactionalProducer
 from connectors.kafka.ranges import TopicTail
+from connectors.kafka.reader import KafkaGroupReader
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import Topics
-from connectors.protocols import Embedder
+from connectors.protocols import Embedder, GroupReader
 from connectors.weaviate.capacity import CapacityReader, CapacitySettings
 from connectors.weaviate.settings import WeaviateSettings
-from connectors.weaviate.spaces import WeaviateStore, open_store
 from streams import config
 from streams.batching import BatchLimits
 from streams.config import Settings
@@ -38,7 +39,11 @@ from streams.encoding import Encoder
 from streams.state import TopicNames
 from streams.views import ProgressView, StateView
 
+if TYPE_CHECKING:
+    from connectors.weaviate.spaces import WeaviateStore
+
 SERVICES_FOLDER = Path(".crossfade/services")
+CONTROLLER_SESSION_S = 10.0
 HASHING_AT_ONCE = 2  # it computes in this process: more at once would only take turns
 
 
@@ -147,10 +152,16 @@ class Outside:
     @classmethod
     async def open(cls, settings: Settings) -> Outside:
         """Raises ConfigurationError for what is configured, Unreachable when Weaviate does not answer."""
+        from connectors.weaviate.spaces import open_store  # Weaviate's client takes most of a second to import
+
         kafka = kafka_settings(settings)
         store = await open_store(weaviate_settings(settings))
         sink = KafkaSink(kafka)
-        await sink.start()
+        try:
+            await sink.start()
+        except BaseException:
+            await store.close()
+            raise
         return cls(
             settings, TopicNames(settings.kafka.topic_prefix), kafka, Topics(kafka), KafkaLog(kafka), sink, store
         )
@@ -163,15 +174,25 @@ class Outside:
         """The controller's: under one fixed id, so that a former controller is fenced."""
         return TransactionalProducer(self.kafka_settings, f"{self.names.prefix}.controller")
 
+    def command_reader(self) -> GroupReader:
+        """A member of the controllers' group. It may be silent for less long than one of a live lane: nobody answers
+        an operator meanwhile."""
+        session_s = min(CONTROLLER_SESSION_S, self.kafka_settings.session_timeout_s)
+        settings = replace(self.kafka_settings, session_timeout_s=session_s)
+        return KafkaGroupReader(settings, self.names.commands, self.names.controller_group)
+
     def dead_letters(self) -> AsyncIterator[Headed]:
         """Every dead letter with its headers, from the beginning to now."""
         return read_headed(self.kafka_settings, self.names.dead_letters)
 
+    def tail(self, topic: str) -> TopicTail:
+        return TopicTail(self.kafka_settings, topic)
+
     def state_view(self) -> StateView:
-        return StateView(TopicTail(self.kafka_settings, self.names.state))
+        return StateView(self.tail(self.names.state))
 
     def progress_view(self) -> ProgressView:
-        return ProgressView(TopicTail(self.kafka_settings, self.names.progress))
+        return ProgressView(self.tail(self.names.progress))
 
     async def ensure_topics(self) -> None:
         """Crossfade's own topics (DESIGN.md section 4). Existing ones are left as they are."""
@@ -271,6 +292,13 @@ def make_encoder(
         tokenizer=config.tokenizer_of(version),
         cache=cache,
     )
+
+
+def whole_requests(version: Version, encoder: Encoder) -> int:
+    """Documents of a group: of the version's `batch` as many as make full requests, where one request does not hold
+    them all. Else the last request of every group would go with the few texts that are left."""
+    most = encoder.pool.max_batch
+    return version.batch // most * most or version.batch
 
 
 def _endpoint(

@@ -23,8 +23,9 @@ from streams.migration.evaluate import FIGURES, Comparison, Estimate, Shift, Spa
 from streams.migration.gate import GateResult, Health, Verdict, judge
 from streams.migration.golden import GoldenSet, read_golden
 from streams.migration.judging import evaluate_spaces, holds_of
+from streams.search.query import MOST_HITS
 from streams.search.questions import health_of, ranked
-from streams.search.router import MOST_HITS, Router
+from streams.search.router import Router
 from streams.state import BuildState, CollectionState
 from streams.versions import Stage, next_command
 from streams.views import ProgressView
@@ -105,7 +106,7 @@ def evaluate(
                     quality = None
                     if judged is not None:
                         quality = await _compare(router, collection, version, other, judged, gate, thresholds, spaces)
-                    health = await _health(progress, build, space)
+                    health = await _health(progress, build, compared, space)
                 finally:
                     await router.close()
             return Found(state, build, compared, quality, judge(gate, quality, health))
@@ -159,13 +160,13 @@ def _telling(total: int) -> Callable[[int], None]:
     return done
 
 
-async def _health(progress: ProgressView, build: BuildState, space: Space) -> Health:
+async def _health(progress: ProgressView, build: BuildState, compared: BuildState | None, space: Space) -> Health:
     queue = None
     try:
         queue = await space.indexing_queue()
     except CrossfadeError as error:
         say(f"the index queue is not known: {error.message}")
-    return health_of(progress, build, queue)
+    return health_of(progress, build, queue, serving=compared)
 
 
 def _lines(found: Found) -> list[str]:

@@ -5,21 +5,19 @@ It reads the journal topic only, from its beginning.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import click
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from connectors.errors import NotFound
+from streams import journal
 from streams.cli import Options
 from streams.cli.builds import collection_argument
 from streams.cli.output import emit, json_option, moment, plain, usd
 from streams.cli.session import Session, run, session
 from streams.cli.swap import figures
 from streams.state import JournalEntry, unknown
-
-log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -42,7 +40,7 @@ def history(options: Options, collection: str, version: str | None, limit: int |
             if not entries:
                 async with opened.state() as view:
                     view.collection(collection)  # a misspelt name, with the names there are
-        shown = entries if version is None else [entry for entry in entries if _concerns(entry, version)]
+        shown = entries if version is None else [entry for entry in entries if journal.concerns(entry, version)]
         if version is not None and not shown:
             names = {entry.version for entry in entries if entry.version}
             raise unknown(f"version of {collection}", version, names, f"crossfade history {collection}")
@@ -65,26 +63,9 @@ def history(options: Options, collection: str, version: str | None, limit: int |
 async def entries_of(opened: Session, collection: str) -> list[JournalEntry]:
     """Oldest first. Raises NotFound when no worker ever ran here."""
     try:
-        bounds = await opened.kafka.bounds(opened.names.journal)
+        return await journal.entries_of(opened.kafka, opened.names, collection)
     except NotFound as error:
         raise opened.no_worker_yet() from error
-    entries: list[JournalEntry] = []
-    for partition, ends in bounds.items():
-        async for batch in opened.kafka.read_range(opened.names.journal, partition, ends.earliest, ends.stable):
-            for record in batch.records:
-                if record.key == collection.encode() and record.value is not None:
-                    try:
-                        entries.append(JournalEntry.model_validate_json(record.value))
-                    except ValidationError:
-                        log.warning("a journal entry at offset %d cannot be read and is left out", record.offset)
-    if len(bounds) > 1:  # ours has one: then the log knows the order better than the controllers' clocks
-        entries.sort(key=lambda entry: entry.at_ms)
-    return entries
-
-
-def _concerns(entry: JournalEntry, version: str) -> bool:
-    """Of this version, or a change of it beside another one's, as in a rollback."""
-    return entry.version == version or f"{entry.collection}/{version}" in entry.data
 
 
 def lines(entry: JournalEntry) -> list[str]:

@@ -19,7 +19,6 @@ LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("plain", "json")
 FORMAT_VARIABLE = "CROSSFADE_LOG_FORMAT"
 FOREIGN = (
-    "aiokafka",
     "asyncio",
     "faust",
     "grpc",
@@ -81,7 +80,7 @@ class _Json(logging.Formatter):
 
 
 class _Quiet(logging.Filter):
-    """Other libraries: errors only, and each kind of line once a minute (aiokafka repeats itself without pause).
+    """Other libraries: errors only, and each kind of line once a minute (a client may repeat itself without pause).
 
     `client`: whether librdkafka's own lines are wanted; a verb that ends with an error says the same better.
     """

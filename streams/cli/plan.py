@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 
 from connectors.errors import ConfigurationError, CrossfadeError, NotFound, Transient
 from connectors.kafka.inspection import Inspection
-from connectors.protocols import Embedder, VectorStore
+from connectors.protocols import Embedder, Space, VectorStore
 from connectors.weaviate.capacity import capacity
 from connectors.weaviate.spaces import open_store
 from streams.cli import Options
@@ -66,13 +66,13 @@ def plan(options: Options, collection: str, version: str, sample: int, exact: bo
     declared = settings.collection(collection).version(version)  # a misspelt name is refused before Kafka is asked
 
     async def work() -> Planned:
-        async with session(options) as opened, _known(opened, collection) as known, _embedders(declared) as embedders:
+        async with session(options) as opened, known(opened, collection) as what, embedders_of(declared) as embedders:
             with _bars() as progress:
                 return await make_plan(
                     opened.settings,
                     opened.kafka,
                     Inspection(opened.kafka_settings),
-                    known,
+                    what,
                     embedders,
                     collection,
                     version,
@@ -91,7 +91,7 @@ def plan(options: Options, collection: str, version: str, sample: int, exact: bo
 
 
 @asynccontextmanager
-async def _embedders(version: Version) -> AsyncIterator[Sequence[tuple[str, Embedder]]]:
+async def embedders_of(version: Version) -> AsyncIterator[Sequence[tuple[str, Embedder]]]:
     made = make_embedders(version)
     try:
         yield made
@@ -101,7 +101,7 @@ async def _embedders(version: Version) -> AsyncIterator[Sequence[tuple[str, Embe
 
 
 @asynccontextmanager
-async def _known(opened: Session, collection: str) -> AsyncIterator[Known]:
+async def known(opened: Session, collection: str) -> AsyncIterator[Known]:
     """What state, progress and Weaviate say; without any of them a plan is possible all the same."""
     async with AsyncExitStack() as stack:
         builds: list[BuildState] = []
@@ -119,7 +119,11 @@ async def _known(opened: Session, collection: str) -> AsyncIterator[Known]:
                 return await store.space(build.space).count() if store is not None else None
             return None
 
-        yield Known(builds, of_partitions, objects, await capacity(capacity_settings(opened.settings)))
+        def space(build: BuildState) -> Space | None:
+            return store.space(build.space) if store is not None else None
+
+        left = await capacity(capacity_settings(opened.settings))
+        yield Known(builds, of_partitions, objects, left, space)
 
 
 @asynccontextmanager

@@ -13,7 +13,9 @@ from streams.cli import Options
 from streams.cli.builds import collection_argument
 from streams.cli.output import emit, json_option, plain
 from streams.cli.session import run, session, with_weaviate
-from streams.search.router import MOST_HITS, Answer, Router
+from streams.search.answer import Answer
+from streams.search.query import MODES, MOST_HITS
+from streams.search.router import Router
 
 
 @click.command()
@@ -29,19 +31,35 @@ from streams.search.router import MOST_HITS, Answer, Router
     help="How many documents.",
 )
 @click.option("--version", metavar="VERSION", help="Ask this version, whatever serves.")
+@click.option("--mode", type=click.Choice(MODES), help="Take this route, whatever is configured.")
+@click.option("--caller", metavar="KEY", help="Ask as this caller, for a rollout.")
 @json_option
 @click.pass_obj
-def search(options: Options, collection: str, query: str, limit: int, version: str | None, as_json: bool) -> None:
+def search(
+    options: Options,
+    collection: str,
+    query: str,
+    limit: int,
+    version: str | None,
+    mode: str | None,
+    caller: str | None,
+    as_json: bool,
+) -> None:
     """Ask QUERY of the version of COLLECTION that serves, or of another one to see its answers beside.
 
     Example: crossfade search articles "how to cancel a subscription" --version v2
     """
 
     async def work() -> Answer:
-        async with session(options) as opened, opened.state() as view, with_weaviate(opened) as outside:
-            router = Router(outside, view)
+        async with (
+            session(options) as opened,
+            opened.state() as view,
+            opened.progress() as progress,
+            with_weaviate(opened) as outside,
+        ):
+            router = Router(outside, view, progress)
             try:
-                return await router.search(collection, query, limit, version)
+                return await router.search(collection, query, limit, version, mode=mode, caller=caller)
             finally:
                 await router.close()
 
@@ -54,6 +72,8 @@ def search(options: Options, collection: str, query: str, limit: int, version: s
         f"{answer.collection}/{answer.version} ({answer.stage}): {found} in {answer.took_ms:.0f} ms, "
         f"space {answer.space}"
     )
+    if answer.route not in ("serving", "named") or "cannot answer" in answer.why:
+        click.echo(f"  {answer.route}: {answer.why}")
     for rank, hit in enumerate(answer.hits, 1):
         click.echo(f"{rank:>3}  {hit.score:.4f}  {plain(hit.doc_id)}  {_glimpse(hit)}".rstrip())
 

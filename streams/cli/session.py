@@ -26,6 +26,7 @@ from streams import config, control
 from streams.cli import Options
 from streams.cli.output import say
 from streams.config import DEFAULT_PATH, PATH_VARIABLE, Settings
+from streams.declared import Declarations
 from streams.progress import ProgressRecord
 from streams.state import BuildState, Command, CommandOutcome, TopicNames
 from streams.views import ProgressView, StateView
@@ -83,6 +84,8 @@ class Session:
                 await view.load()
             except NotFound as error:
                 raise self.no_worker_yet() from error
+            if isinstance(view, StateView):  # versions that were added over HTTP are known from here on
+                self.settings = Declarations().merged(self.settings, view.collections)
             following = asyncio.create_task(view.run())
             try:
                 yield view

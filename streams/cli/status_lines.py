@@ -266,7 +266,8 @@ def heading(collection: CollectionState) -> str:
 
 def notes(collection: CollectionState, statuses: Sequence[VersionStatus]) -> list[tuple[str, str]]:
     """What is to be said of a collection above its versions, each with the command that helps (or "")."""
-    return collection.notes + [one.reminder for one in statuses if one.reminder is not None]
+    of_builds = [note for one in statuses if one.build is not None for note in one.build.notes]
+    return [*collection.notes, *of_builds, *(one.reminder for one in statuses if one.reminder is not None)]
 
 
 # one version in full
@@ -292,6 +293,9 @@ def details(status: VersionStatus) -> list[tuple[str, str]]:
     counted = whole.counted()
     if covered := coverage(whole.tiers):
         shown.append(("coverage", covered))
+    if counted.carried or counted.not_carried:
+        unfit = f", {counted.not_carried:,} could not be" if counted.not_carried else ""
+        shown.append(("forgotten", f"{counted.carried:,} from the serving space, which the topic no longer has{unfit}"))
     shown += [
         (
             "changes",

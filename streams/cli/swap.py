@@ -41,6 +41,12 @@ from streams.state import Command, CommandOutcome
     metavar="KEY",
     help="Accept that this document stands in the dead letters; once for each.",
 )
+@click.option(
+    "--accept-lost",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Give up as many documents that the topic no longer has, the serving space has and this one has not.",
+)
 @why_option
 @timeout_option(SWEEP_S)
 @json_option
@@ -55,6 +61,7 @@ def cutover(
     force: str | None,
     accept_inconclusive: str | None,
     accept_held: tuple[str, ...],
+    accept_lost: int | None,
     why: str,
     timeout_s: float,
     as_json: bool,
@@ -67,6 +74,8 @@ def cutover(
     Example: crossfade cutover articles v2 --check
     """
     args = _args(check, approve, cancel, force, accept_inconclusive, accept_held)
+    if accept_lost is not None:
+        args["accept_lost"] = accept_lost
 
     async def work() -> None:
         async with session(options) as opened, opened.state() as view:
@@ -150,7 +159,9 @@ def figures(data: Mapping[str, JsonValue], *, brief: bool = False) -> list[str]:
     """What was looked at before a cutover and after it, a line each; none of what was not. `brief`: of the gate, the
     verdict and what did not pass."""
     found = ", ".join(
-        f"{name} {_number(data[name])}" for name in ("checked", "missing", "stale", "extra", "held") if name in data
+        f"{name} {_number(data[name])}"
+        for name in ("checked", "missing", "stale", "extra", "held", "kept", "lost")
+        if name in data
     )
     lines = [f"  sweep: {found}"] if found else []
     gate = data.get("gate")
@@ -162,6 +173,8 @@ def figures(data: Mapping[str, JsonValue], *, brief: bool = False) -> list[str]:
         lines.append(f"  {plain(str(warmed['text']))}")
     if isinstance(accepted := data.get("accepted_held"), list):
         lines.append(f"  accepted in the dead letters: {plain(', '.join(map(str, accepted)))}")
+    if isinstance(given_up := data.get("accepted_lost"), int):
+        lines.append(f"  given up, though the serving space has them: {count(given_up, 'document')}")
     for name, title in (
         ("forced", "forced"),
         ("accepted_inconclusive", "accepted although inconclusive"),

@@ -28,6 +28,7 @@ MEANING = {
     "stale": "the space holds another form than the log's newest",
     "extra": "in the space, deleted or unknown in the log",
     "held": "the newest record is in the dead letters: an earlier form, or nothing, stands",
+    "lost": "forgotten by the topic, kept by the serving space, not here: search would lose it with a cutover",
 }
 
 
@@ -60,7 +61,7 @@ def verify(options: Options, collection: str, version: str, repair: bool, timeou
                 if repair:
                     await _have_done(opened, view, progress, build, "repair", timeout_s)
             async with with_weaviate(opened) as outside:
-                return build, await compare(outside, build, say)
+                return build, await compare(outside, build, view.serving(collection), say)
 
     build, found = run(work())
     then = _next(build, found)
@@ -133,6 +134,14 @@ async def _have_done(
 
 
 def _next(build: BuildState, found: Sweep) -> str:
+    if found.clean and found.unread and not found.held:
+        return f"put the serving space right, then: crossfade verify {build.collection} {build.version} --repair"
+    if found.clean and found.lost and not found.held:
+        this = f"{build.collection} {build.version}"
+        return (
+            f"crossfade verify {this} --repair, which brings over what can be; or let them go: "
+            f"crossfade cutover {this} --accept-lost {found.lost}"
+        )
     if not found.clean or found.held:
         example = next((key for kind in MEANING for key in _named(found, kind)), "KEY")
         explain = f"crossfade explain {build.collection} {plain(example)}"
@@ -149,6 +158,14 @@ def _print(build: BuildState, found: Sweep) -> None:
         f"  checked {found.checked:,}, missing {found.missing:,}, stale {found.stale:,}, extra {found.extra:,}, "
         f"held {found.held:,}"
     )
+    if found.kept:
+        click.echo(f"  kept {found.kept:,}: older than the topic's first record, so the space alone has them")
+    if found.lost:
+        click.echo(f"  lost {found.lost:,}: the serving space alone has them")
+    if found.torn:
+        click.echo(f"  torn {found.torn:,}: older than the topic's first record, and chunks of them are missing here")
+    if found.unread:
+        click.echo(f"  lost unknown: the serving space cannot be read: {found.unread}")
     if found.moved:
         click.echo(f"  {found.moved:,} left out: newer records of them came while the sweep ran")
     for kind, meaning in MEANING.items():
@@ -173,6 +190,10 @@ def _json(build: BuildState, found: Sweep, then: str) -> dict[str, JSON]:
         "extra": found.extra,
         "held": found.held,
         "moved": found.moved,
+        "kept": found.kept,
+        "lost": found.lost_if_known,
+        "torn": found.torn,
+        "unread": found.unread,
         "examples": {kind: [*keys] for kind in MEANING if (keys := _named(found, kind))},
         "next": then,
     }

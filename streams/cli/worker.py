@@ -10,6 +10,7 @@ import click
 from streams.app import Worker
 from streams.cli import Options
 from streams.cli.session import read_settings, run
+from streams.garbage import collect_seldom
 
 
 @click.command()
@@ -23,4 +24,5 @@ def worker(options: Options) -> None:
     Example: crossfade worker
     """
     path, settings = read_settings(options)
+    collect_seldom()
     run(Worker(path, settings).run())

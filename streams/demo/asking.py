@@ -6,7 +6,9 @@ It must never repair, retry or filter what the router answers.
 from __future__ import annotations
 
 from connectors import reserved
-from streams.search.router import Answer, Outside, Router
+from streams.search.answer import Answer
+from streams.search.encoders import Outside
+from streams.search.router import Router
 from streams.views import StateView
 
 

@@ -13,9 +13,10 @@ from enum import StrEnum
 from pydantic import BaseModel
 
 from connectors.protocols import JSON
-from streams.config_operation import Gate
+from streams.config_operation import Gate, ShadowGate
 from streams.migration.evaluate import CONFIDENCE, Comparison, Estimate
 from streams.progress import ProgressRecord
+from streams.search.tallies import ShadowTally
 
 NOT_SWEPT = "not swept; cutover does"
 MOST_SLICES = 20  # named in the notes
@@ -135,7 +136,8 @@ class Health:
     `documents`: of the replay; `coverage`: the share of them that is accounted for. `live_lag`: events not resolved.
     `unsettled`: keys of writes of unknown outcome. `dead_letters`: events ever sent there, mended ones included; what
     they hold is known by a sweep alone. `index_queue`: vectors stored and not yet in the index. `swept` None: no
-    sweep was made.
+    sweep was made. `shadow`: queries that users have asked of what serves, and servers of this build as well; None when
+    nothing serves.
     """
 
     documents: int | None
@@ -145,17 +147,23 @@ class Health:
     dead_letters: int | None
     index_queue: int | None
     swept: Swept | None = None
+    shadow: ShadowTally | None = None
 
     @classmethod
     def of(
-        cls, whole: ProgressRecord | None, silent: int, index_queue: int | None, swept: Swept | None = None
+        cls,
+        whole: ProgressRecord | None,
+        silent: int,
+        index_queue: int | None,
+        swept: Swept | None = None,
+        shadow: ShadowTally | None = None,
     ) -> Health:
         """`whole`: the build's record (`streams.progress.combine`); `silent`: partitions nobody reports on lately.
 
         While one is silent, the lag is not known.
         """
         if whole is None:
-            return cls(None, None, None, None, None, index_queue, swept)
+            return cls(None, None, None, None, None, index_queue, swept, shadow)
         current = None if silent else whole
         return cls(
             documents=whole.total if whole.planned else None,
@@ -165,6 +173,7 @@ class Health:
             dead_letters=whole.dead_letters,
             index_queue=index_queue,
             swept=swept,
+            shadow=shadow,
         )
 
 
@@ -183,6 +192,8 @@ def judge(gate: Gate, quality: Comparison | Unjudged | None, health: Health) -> 
     else:
         checks += _quality(gate, quality)
         notes += _remarks(gate, quality)
+    if gate.shadow is not None and health.shadow is not None:
+        checks += _shadowed(gate.shadow, health.shadow)
     checks += _completeness(gate, health)
     if health.swept is None:
         notes.append(NOT_SWEPT)
@@ -270,6 +281,49 @@ def _remarks(gate: Gate, found: Comparison) -> list[str]:
     if len(worse) > MOST_SLICES:
         notes.append(f"{len(worse) - MOST_SLICES:,} more slices are worse: crossfade evaluate --json has all of them")
     return notes
+
+
+def _shadowed(bounds: ShadowGate, seen: ShadowTally) -> list[Check]:
+    enough = seen.compared >= bounds.min_queries
+    checks = [
+        Check(
+            "shadow queries",
+            seen.compared,
+            bounds.min_queries,
+            Verdict.PASS if enough else Verdict.INCONCLUSIVE,
+            f"{seen.compared:,} of users' queries were asked of both"
+            + ("" if enough else f"; fewer than {bounds.min_queries:,} say little"),
+        )
+    ]
+    overlap = seen.mean(seen.overlap)
+    if not enough or overlap is None:
+        return checks
+    if bounds.min_overlap is not None:
+        fits = overlap >= bounds.min_overlap
+        checks.append(
+            Check(
+                "shadow overlap",
+                overlap,
+                bounds.min_overlap,
+                Verdict.PASS if fits else Verdict.FAIL,
+                f"{overlap:.1%} of the first {seen.k} documents are the same, "
+                f"{'at least' if fits else 'below'} {bounds.min_overlap:.1%}",
+            )
+        )
+    more = (seen.shadow_zero - seen.live_zero) / seen.compared
+    fits = more <= bounds.max_empty_increase
+    checks.append(
+        Check(
+            "shadow empty",
+            more,
+            bounds.max_empty_increase,
+            Verdict.PASS if fits else Verdict.FAIL,
+            f"{seen.live_zero / seen.compared:.1%} of them found nothing in {seen.live}, "
+            f"{seen.shadow_zero / seen.compared:.1%} in {seen.shadow}: "
+            f"{'at most' if fits else 'more than'} {bounds.max_empty_increase:.1%} more",
+        )
+    )
+    return checks
 
 
 def _completeness(gate: Gate, health: Health) -> list[Check]:

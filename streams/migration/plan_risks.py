@@ -116,7 +116,8 @@ def _retention(topic: Topic, seconds: float | None) -> list[Risk]:
                     f"{topic.name} has cleanup.policy={policy} with {said}: documents that nobody writes again are "
                     "removed from the log"
                     + (", some of them before the replay has read them" if late else "")
-                    + "; a space built later does not hold them, and the sweep calls them extra in the older one",
+                    + "; a space built later has them from the one that serves, where that kept their text whole, and "
+                    "a delete of theirs that no lane saw leaves no trace",
                     f"set cleanup.policy=compact on {topic.name}, and produce again what has gone",
                 )
             )

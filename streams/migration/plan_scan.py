@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
@@ -22,9 +23,9 @@ from streams import documents
 from streams.batching import BatchLimits, pack
 from streams.chunking import Chunker
 from streams.documents import Delete, DocumentSchema, Put, Rejected, key_digest
-from streams.key_index import KeyIndex, KeyIndexBuilder
+from streams.key_index import KeyIndex
 from streams.migration.plan import Measured
-from streams.replay import scan_keys
+from streams.replay import plan_scan
 from streams.space_objects import Origin, space_object
 from streams.tokens import TokenEstimate, Tokenizer
 from streams.versions import Envelope
@@ -77,7 +78,10 @@ async def scan(
     indexes: dict[int, KeyIndex] = {}
     done = 0
     for partition, bound in bounds.items():
-        indexes[partition] = await _index(kafka, topic, partition, bound, lambda at: progress("keys", at, whole), done)
+        reached = partial(_reached, progress, whole, done - bound.earliest)
+        indexes[partition] = await plan_scan(
+            kafka, topic, partition, bound.stable, start=bound.earliest, reached=reached
+        )
         done += bound.stable - bound.earliest
     current = sum(index.documents for index in indexes.values())
     measure = _Measure(reading, current)
@@ -95,17 +99,8 @@ async def scan(
     return Scan(indexes, measured)
 
 
-async def _index(
-    kafka: Log, topic: str, partition: int, bound: Bounds, progress: Callable[[int], None], before: int
-) -> KeyIndex:
-    builder = KeyIndexBuilder()
-
-    def note(batch: RangeBatch, digests: list[bytes]) -> None:
-        builder.add(digests, [r.offset for r in batch.records], [r.value is None for r in batch.records])
-        progress(before + batch.position - bound.earliest)
-
-    await scan_keys(kafka, topic, partition, bound.earliest, bound.stable, note)
-    return builder.build()
+def _reached(progress: Progress, whole: int, before: int, position: int) -> None:
+    progress("keys", before + position, whole)
 
 
 def _newest(batch: RangeBatch, index: KeyIndex) -> list[Record]:

@@ -6,20 +6,25 @@ It reads only. What it reports is true of what the live lane had committed; newe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
-from connectors.errors import IdentityChanged, Transient
+import numpy as np
+
+from connectors.errors import IdentityChanged, Terminal, Transient
 from connectors.protocols import Log, Record, Space
-from streams.documents import Delete, DocumentSchema, Put, parse
+from streams.documents import Delete, DocumentSchema, Put, key_digest, parse
 from streams.identity import check_topic
 from streams.key_index import KeyIndex
 from streams.mend import records_at
-from streams.migration.compare import Comparison, Suspect, keys_in_two_partitions
-from streams.replay import plan_scan, scan_keys
+from streams.migration.difference import Comparison, Losses, Suspect, keys_in_two_partitions
+from streams.migration.forms import Digests
+from streams.replay import plan_scan
 from streams.state import BuildState
 
 LAG_PATIENCE_S = 60.0
+PAGE, SHORT_PAGE = 2000, 50
+"""Objects: a short page keeps a search waiting for a few milliseconds."""
 NAMED = 10
 
 
@@ -28,6 +33,9 @@ class Sweep:
     """What a sweep found. `checked`: documents of the log compared; `moved`: left out since a newer record came.
 
     `examples`: up to ten keys of each kind of fault, for `crossfade explain`; `held_keys`: every held key by name.
+    `kept`: documents of the space that the log has forgotten (they are older than its start, and in no record), which
+    is no fault; `torn`: such documents of which chunks are missing here; `lost`: those that the serving space keeps and
+    this one has not whole, or not in that form. `unread`: why that could not be told, and the next step; else "".
     """
 
     collection: str
@@ -39,6 +47,15 @@ class Sweep:
     held_keys: list[str]
     moved: int
     examples: dict[str, list[str]]
+    kept: int = 0
+    lost: int = 0
+    torn: int = 0
+    unread: str = ""
+
+    @property
+    def lost_if_known(self) -> int | None:
+        """As it is shown: a number that nobody knows is none."""
+        return None if self.unread else self.lost
 
     @property
     def held(self) -> int:
@@ -66,8 +83,12 @@ async def sweep(
     live_group: str,
     held: set[DeadLetterKey],
     say: Callable[[str], None] = lambda _: None,
+    serving: Space | None = None,
+    share: float = 1.0,
 ) -> Sweep:
-    """Compare. `held`: positions in the dead letters. Memory: about 30 bytes a key.
+    """Compare. `held`: positions in the dead letters; `serving`: another space, of the version that serves, to see what
+    would be lost with it (see Sweep). `share`: of the time, at most, in which a space is read; below 1 in short pages.
+    Memory: about 30 bytes a key.
 
     Raises IdentityChanged for rule 1 (recreated topic, a key in two partitions), Transient when the live lane does
     not come as far as the log's end of now within a minute.
@@ -77,20 +98,41 @@ async def sweep(
     say("waiting for the live lane to reach the log's end of now")
     await _caught_up(build, kafka, live_group, ends)
     say("reading the keys of the log")
-    indexes = {p: await plan_scan(kafka, build.topic, p, end) for p, end in ends.items()}
-    if pairs := keys_in_two_partitions(indexes):
-        raise IdentityChanged(
-            f"a key of {build.topic} is in partitions {pairs[0][0]} and {pairs[0][1]}: their order cannot be known",
-            next_step="make all producers use one partitioner (murmur2) and delete the key from the other partition",
-        )
-    say("reading the space")
-    comparison = Comparison(indexes)
-    async for page in space.scan():
-        comparison.add(page)
+    page = PAGE if share == 1.0 else SHORT_PAGE
+    pages = space.scan(page, share)
+    first = asyncio.ensure_future(anext(pages, []))  # the store is at work on it meanwhile
+    try:
+        indexes = {p: await plan_scan(kafka, build.topic, p, end) for p, end in ends.items()}
+        if pairs := keys_in_two_partitions(indexes):
+            raise IdentityChanged(
+                f"a key of {build.topic} is in partitions {pairs[0][0]} and {pairs[0][1]}: their order cannot be known",
+                next_step="have all producers use one partitioner (murmur2), delete the key from the other partition",
+            )
+        # only now: what retention took while the keys were read is in no index, and no fault of the space either
+        begins = {p: b.earliest for p, b in (await kafka.bounds(build.topic)).items() if p in indexes and b.earliest}
+        say("reading the space")
+        comparison = Comparison(indexes, begins)
+        comparison.add(await first)
+        async for heads in pages:
+            comparison.add(heads)
+    finally:
+        first.cancel()
     suspects = {s.digest: s for s in comparison.finish()}
-    moved = await _moved_since(build, kafka, ends, suspects) if suspects else set()
+    kept, torn = comparison.of_forgotten()
+    losses, unread = Losses(indexes, begins, comparison.kept), ""
+    if serving is not None and begins:
+        say("reading the serving space, for what the topic no longer has")
+        try:
+            async for heads in serving.scan(page, share):
+                losses.add(heads)
+        except Terminal as error:  # no fault of this build's: see OldSpaceFault
+            losses, unread = Losses(indexes, begins, comparison.kept), f"{error.message}; next: {error.next_step}"
+    moved, moved_lost = await _moved_since(build, kafka, ends, suspects, losses.lost)
     faults = [s for digest, s in suspects.items() if digest not in moved]
-    return await _report(build, schema, kafka, comparison, faults, held, len(moved), indexes)
+    found = await _report(build, schema, kafka, comparison, faults, held, len(moved), indexes)
+    if names := sorted(name for digest, name in losses.names.items() if digest not in moved_lost):
+        found.examples["lost"] = names[:NAMED]
+    return replace(found, kept=kept, torn=torn, lost=len(losses.lost) - len(moved_lost), unread=unread)
 
 
 async def _caught_up(build: BuildState, kafka: Log, live_group: str, ends: Mapping[int, int]) -> None:
@@ -112,20 +154,17 @@ async def _caught_up(build: BuildState, kafka: Log, live_group: str, ends: Mappi
 
 
 async def _moved_since(
-    build: BuildState, kafka: Log, ends: Mapping[int, int], suspects: Mapping[bytes, Suspect]
-) -> set[bytes]:
-    """Suspects with a record newer than the index: the space may rightly hold that one."""
-    moved: set[bytes] = set()
+    build: BuildState, kafka: Log, ends: Mapping[int, int], suspects: Collection[bytes], lost: Digests
+) -> tuple[set[bytes], set[bytes]]:
+    """Suspects, and lost ones, with a record newer than the index: the space may rightly hold that one."""
+    moved, moved_lost = set[bytes](), set[bytes]()
+    if not suspects and not len(lost):
+        return moved, moved_lost
     for partition, bounds in (await kafka.bounds(build.topic)).items():
-        await scan_keys(
-            kafka,
-            build.topic,
-            partition,
-            ends[partition],
-            bounds.stable,
-            lambda _, digests: moved.update(d for d in digests if d in suspects),
-        )
-    return moved
+        async for batch in kafka.read_keys(build.topic, partition, ends[partition], bounds.stable, key_digest):
+            moved.update(digest for digest in batch.digests if digest in suspects)
+            moved_lost.update(batch.digests[int(at)] for at in np.flatnonzero(lost.holds(batch.digests)))
+    return moved, moved_lost
 
 
 async def _report(
@@ -140,10 +179,13 @@ async def _report(
 ) -> Sweep:
     """Counts by kind, once the log's own record of each fault was looked at: a Debezium delete is no document."""
     records: dict[tuple[int, int], Record] = {}
+    begins: Mapping[int, int] = {}
     for partition in indexes:
         wanted = [s.expected.offset for s in faults if s.partition == partition and s.expected is not None]
         found = await records_at(kafka, build.topic, partition, wanted)
         records.update(((partition, offset), record) for offset, record in found.items())
+    if any(s.expected is not None and (s.partition, s.expected.offset) not in records for s in faults):
+        begins = {p: b.earliest for p, b in (await kafka.bounds(build.topic)).items()}
     counts = {"missing": 0, "stale": 0, "extra": 0}
     examples: dict[str, list[str]] = {kind: [] for kind in counts}
     held_keys: list[str] = []  # a held key always differs from the log, so every one of them is among the faults
@@ -156,8 +198,11 @@ async def _report(
             if DeadLetterKey(*at) in held:
                 held_keys.append(name or _key_text(record.key if record else None))
                 continue
-            if record is None:
+            if record is None and fault.expected.offset >= begins.get(fault.partition, 0):
                 moved += 1  # compacted away since: a newer record exists
+                continue
+            if record is None:  # taken by retention since: nothing newer will put it right
+                counts[kind] += 1
                 continue
             change = parse(record.key, record.value, schema)
             if isinstance(change, Delete) and not fault.expected.deleted:

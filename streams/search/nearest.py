@@ -5,18 +5,18 @@ It must never ask more than one space, nor know where the vector came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from connectors.protocols import Hit, Space, Vectors
+from connectors.protocols import Condition, Hit, Space, Vectors
 
 MOST_OBJECTS = 10_000  # of one request: Weaviate's QUERY_MAXIMUM_RESULTS
 
 
-async def nearest(space: Space, vector: Vectors, limit: int) -> tuple[Hit, ...]:
+async def nearest(space: Space, vector: Vectors, limit: int, filters: Sequence[Condition] = ()) -> tuple[Hit, ...]:
     """At most `limit` documents, best first. `vector`: float32[dim]. Raises as `Space.search` does."""
     objects = limit
     while True:
-        found = await space.search(vector, objects)
+        found = await space.search(vector, objects, filters)
         hits = best_chunks(found, limit)
         if len(hits) == limit or len(found) < objects or objects == MOST_OBJECTS:
             return hits

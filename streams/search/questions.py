@@ -6,16 +6,19 @@ Each query goes through the router, so it meets vectors of its own model only. N
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from connectors import reserved
 from connectors.errors import AccessDenied, ConfigurationError, Transient
+from connectors.protocols import Space
+from streams.config import Settings
 from streams.migration.evaluate import Reply, Scored
 from streams.migration.gate import GateResult, Health, Swept, judge
 from streams.migration.golden import GoldenSet, load_golden
 from streams.migration.judging import Ask, holds_of, quality_of
 from streams.progress import combine
 from streams.search.router import Router
+from streams.search.tallies import shadow_of
 from streams.state import BuildState
 from streams.verbs.desk import Asked
 from streams.views import ProgressView, StateView
@@ -25,10 +28,14 @@ DEPTH = 10
 
 
 class Questions:
-    """Over the worker's own views and its newest configuration. `close` when done."""
+    """Over the worker's own views. `settings`: as the configuration says now, for whoever has just changed the gate and
+    asks at once. `close` when done."""
 
-    def __init__(self, out: Outside, state: StateView, progress: ProgressView) -> None:
+    def __init__(
+        self, out: Outside, state: StateView, progress: ProgressView, settings: Callable[[], Settings]
+    ) -> None:
         self._out = out
+        self._settings = settings
         self._progress = progress
         self._router = Router(out, state)
 
@@ -36,7 +43,7 @@ class Questions:
         """The gate, with the sweep that was just made. Raises ConfigurationError for a golden set that cannot be
         used, and what the router raises."""
         collection = build.collection
-        gate = self._out.settings.collection(collection).gate
+        gate = self._settings().collection(collection).gate
         space = self._out.store.space(build.space)
         spaces = [space] if serving is None else [space, self._out.store.space(serving.space)]
         golden = await self._golden(collection)
@@ -48,11 +55,7 @@ class Questions:
             versions=("nothing" if serving is None else serving.version, build.version),
             holds=holds_of(collection, *spaces),
         )
-        try:
-            queue: int | None = await space.indexing_queue()
-        except (Transient, AccessDenied):  # a key without rights for the nodes API: not known, which the gate says
-            queue = None
-        return judge(gate, quality, health_of(self._progress, build, queue, swept))
+        return judge(gate, quality, health_of(self._progress, build, await index_queue_of(space), swept, serving))
 
     async def ask(self, build: BuildState, query: str) -> Asked:
         """One query to this build's space. Raises as the router does."""
@@ -67,7 +70,7 @@ class Questions:
 
     async def _golden(self, collection: str) -> GoldenSet | None:
         """As this process finds it: whoever asked for a cutover may sit at a machine that has the file."""
-        path = self._out.settings.collection(collection).gate.golden
+        path = self._settings().collection(collection).gate.golden
         try:
             return None if path is None else await load_golden(path)
         except ConfigurationError as error:
@@ -80,12 +83,31 @@ class Questions:
         await self._router.close()
 
 
-def health_of(progress: ProgressView, build: BuildState, queue: int | None, swept: Swept | None = None) -> Health:
-    """As the partitions' owners have last reported it. `queue`: of the space's index, None where it is not known."""
+async def index_queue_of(space: Space) -> int | None:
+    """Vectors that a search does not find yet; None where it is not known, which the gate says: the nodes API may not
+    answer, or the key may have no rights for it."""
+    try:
+        return await space.indexing_queue()
+    except (Transient, AccessDenied):
+        return None
+
+
+def health_of(
+    progress: ProgressView,
+    build: BuildState,
+    queue: int | None,
+    swept: Swept | None = None,
+    serving: BuildState | None = None,
+) -> Health:
+    """As the partitions' owners have last reported it, and servers of queries that they asked of `serving` and of it.
+    `queue`: of the space's index, None where it is not known."""
     records, now_ms = progress.partitions(build), wall_ms()
     whole = combine(build.version, records, build.partitions, now_ms)
     silent = build.partitions - sum(record.is_fresh(now_ms) for record in records)
-    return Health.of(whole, silent, queue, swept)
+    shadow = None
+    if serving is not None:
+        shadow, _ = shadow_of(progress.searches(build.collection), serving.space, build.space)
+    return Health.of(whole, silent, queue, swept, shadow)
 
 
 def ranked(router: Router, collection: str, version: str) -> Ask:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 from streams.state import Command, Verb
-from streams.verbs import building, ending, swapping
+from streams.verbs import building, ending, rolling, swapping
 from streams.verbs.desk import Desk
 
 VERBS: Mapping[Verb, Callable[[Desk, Command], Awaitable[None]]] = {
@@ -24,4 +24,5 @@ VERBS: Mapping[Verb, Callable[[Desk, Command], Awaitable[None]]] = {
     "rollback": swapping.rollback,
     "retire": ending.retire,
     "abort": ending.abort,
+    "rollout": rolling.rollout,
 }

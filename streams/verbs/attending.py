@@ -1,5 +1,5 @@
-"""What the controller does without being asked: go on with a cutover that waited, watch over one that was made, and,
-where that is configured, retire the version that was kept after it.
+"""What the controller does without being asked: go on with a cutover that waited, watch over one that was made, move
+the rollout of a version that is ready, and, where that is configured, retire the version that was kept.
 
 It acts through commands like anybody else, so that each of them is applied once, checked and journalled; after a
 crash the next controller goes on from the state.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from pydantic import JsonValue
 
@@ -18,8 +17,9 @@ from connectors.errors import CrossfadeError
 from streams.migration.watch import IN_A_ROW, after, crossed, next_step
 from streams.state import CollectionState, Command, Notice, Sample, StageChange, Watching
 from streams.verbs.asking import queries_of, sample
-from streams.verbs.desk import Desk, NotYet
+from streams.verbs.desk import Amendment, Desk, NotYet
 from streams.verbs.ending import due
+from streams.verbs.rolling import next_of, wanted
 from streams.verbs.telling import HOOKS, tell_after, waits
 from streams.verbs.waiting import GOES_ON, may_go_on
 
@@ -29,19 +29,8 @@ WATCH = "watch"
 """The origin of a rollback by a watch, and the name it has in the journal."""
 
 TRY_AGAIN_S = 10.0
+ROLLOUT_EVERY_S = 1.0
 RETENTION_EVERY_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Amendment:
-    """A collection's state as it shall be, and what the journal says of it. `told`: a change hooks have heard of."""
-
-    state: CollectionState
-    command: Command
-    event: str
-    message: str
-    data: dict[str, JsonValue]
-    told: str = ""
 
 
 class Attendant:
@@ -79,6 +68,9 @@ class Attendant:
                 self._tasks["watch", name] = asyncio.create_task(self._guarded(self._watch, name))
             if collection.previous is not None and ("retention", name) not in self._tasks:
                 self._tasks["retention", name] = asyncio.create_task(self._guarded(self._retire, name))
+
+            if ("rollout", name) not in self._tasks and wanted(self._desk, collection):
+                self._tasks["rollout", name] = asyncio.create_task(self._guarded(self._roll, name))
 
     async def close(self) -> None:
         for task in self._tasks.values():
@@ -121,6 +113,13 @@ class Attendant:
             log.info("%s/%s has been kept long enough: it is retired", name, command.version)
             await self._handle(command)
         await asyncio.sleep(RETENTION_EVERY_S)
+
+    # the rollout
+
+    async def _roll(self, name: str) -> None:
+        """One look, and a pause until the next: the servers publish their counts each second."""
+        await self._amend(name, next_of(self._desk))
+        await asyncio.sleep(ROLLOUT_EVERY_S)
 
     # hooks that are told of what has changed
 

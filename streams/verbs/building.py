@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 
 import orjson
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from connectors.embedders.canary import check_birth, to_base64
 from connectors.embedders.probe import probe
@@ -19,8 +19,9 @@ from streams.config import envelope_of
 from streams.config_embedders import HashingEmbedder, Version
 from streams.controls import changed as changed_controls
 from streams.controls import summary
+from streams.declared import Declarations, version_of
 from streams.retry import a_while
-from streams.state import BuildState, CollectionState, Command, Controls, Failure, Intent, Request
+from streams.state import BuildState, CollectionState, Command, Controls, Declared, Failure, Intent, Request
 from streams.verbs.desk import Desk, must_be_active, spent
 from streams.versions import Stage, check_transition, space_name
 
@@ -93,17 +94,53 @@ async def failed(desk: Desk, command: Command) -> None:
 
 async def start(desk: Desk, command: Command) -> None:
     """declared (with its epoch) -> space created, start and barrier taken -> building. Rule 2: before any write."""
-    configured = desk.out.settings().collection(command.collection)
+    configured, declared = _with_declaration(desk, command)
     build = desk.state.builds.get(f"{command.collection}/{command.version}")
     begun = desk.state.begun(command.collection)
     if begun is None or begun.id != command.id:
-        build = await _declare(desk, command, configured, build)
+        build = await _declare(desk, command, configured, build, declared)
     if build is not None:
         await _create_and_begin(desk, command, configured, build)
 
 
+def _with_declaration(desk: Desk, command: Command) -> tuple[config.Collection, Declared | None]:
+    """With the versions that were added over HTTP, and the one that the command itself brings (`declaration`).
+
+    Raises Refused for one that cannot be had.
+    """
+    file = desk.out.settings()
+    settings = Declarations().merged(file, desk.state.collections)
+    configured, name = settings.collection(command.collection), command.version or ""
+    if (given := command.args.get("declaration")) is None:
+        return configured, None
+    try:
+        declared = Declared.model_validate(given)
+        version = version_of(settings, declared)
+    except ValidationError as error:
+        raise Refused(
+            f"the declaration of {name} cannot be read", next_step="send model, dimensions and endpoint"
+        ) from error
+    if (there := configured.versions.get(name)) is not None:
+        if envelope_of(configured, there) != envelope_of(configured, version):
+            raise Refused(
+                f"{command.collection}/{name} is another model already",
+                next_step="choose another name: a changed model needs a version of its own",
+            )
+        if name in file.collection(command.collection).versions:
+            return configured, None  # what the file says of it counts
+    fingerprint = envelope_of(configured, version).fingerprint
+    for other, one in configured.versions.items():
+        if other != name and envelope_of(configured, one).fingerprint == fingerprint:
+            raise Refused(f"{name} would be the same model as version {other}", next_step=f"use version {other}")
+    return configured.model_copy(update={"versions": {**configured.versions, name: version}}), declared
+
+
 async def _declare(
-    desk: Desk, command: Command, configured: config.Collection, existing: BuildState | None
+    desk: Desk,
+    command: Command,
+    configured: config.Collection,
+    existing: BuildState | None,
+    declared: Declared | None,
 ) -> BuildState | None:
     """Check everything that can be checked, and give the build its epoch. None when there is nothing to start."""
     name = command.version or ""
@@ -135,6 +172,8 @@ async def _declare(
     collection = (collection or CollectionState(collection=command.collection, alias="", topic="")).model_copy(
         update={"alias": configured.alias, "topic": configured.topic}
     )
+    if declared is not None:
+        collection = collection.model_copy(update={"declared": {**collection.declared, name: declared}})
     epoch = collection.epochs + 1
     build = BuildState(
         collection=command.collection,

@@ -14,11 +14,11 @@ from connectors.errors import Refused
 from connectors.protocols import Embedder, Log, VectorStore
 from streams.config import Settings
 from streams.config_embedders import Version
-from streams.config_operation import Hook
+from streams.config_operation import Hook, Routes
 from streams.migration.gate import GateResult, Swept
 from streams.migration.sweep import Sweep
 from streams.progress import counted
-from streams.state import BuildState, TopicNames
+from streams.state import BuildState, CollectionState, Command, TopicNames
 from streams.state_store import StateStore
 from streams.versions import next_command
 from streams.views import ProgressView
@@ -37,21 +37,37 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Outside:
     """What the controller acts on. `settings` reads the configuration anew; `make_embedders`: of each endpoint, with
-    its name; `sweep` compares a build with the log; `judge` is the gate, of a build against what serves (None: nothing
-    yet); `ask` puts one query to a build's space with the build's own encoder; `queries`: those of a collection's
-    golden set, none without one; `file_exists` on this machine, also when nobody can tell; `hooks` of a collection."""
+    its name; `sweep` compares a build with the log, and with what serves; `judge` is the gate, of a build against what
+    serves (None: nothing yet); `ask` puts one query to a build's space with the build's own encoder; `queries`: those
+    of a collection's golden set, none without one; `file_exists` on this machine, also when nobody can tell; `hooks`
+    and `routes` of a collection, as the configuration was last read (None: it does not know the collection)."""
 
     settings: Callable[[], Settings]
     kafka: Log
     store: VectorStore
     make_embedders: Callable[[Version], list[tuple[str, Embedder]]]
-    sweep: Callable[[BuildState], Awaitable[Sweep]]
+    sweep: Callable[[BuildState, BuildState | None], Awaitable[Sweep]]
     wall_ms: Callable[[], int]
     judge: Callable[[BuildState, BuildState | None, Swept], Awaitable[GateResult]]
     ask: Callable[[BuildState, str], Awaitable[Asked]]
     queries: Callable[[str], Awaitable[Sequence[str]]]
     file_exists: Callable[[str], Awaitable[bool]]
     hooks: Callable[[str], Sequence[Hook]] = lambda _: ()
+    routes: Callable[[str], Routes | None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """A collection's state, and `builds` of it, as they shall be, and what the journal says of that. `told`: a change
+    that hooks have heard of."""
+
+    state: CollectionState
+    command: Command
+    event: str
+    message: str
+    data: dict[str, JsonValue]
+    told: str = ""
+    builds: tuple[BuildState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ async def examine(desk: Desk, command: Command) -> Examined:
     build, collection = desk.state.build(command), desk.state.collection(command)
     args = args_of(collection, command)
     check_settled(desk, build, desk.out.wall_ms() - FRESH_MS)
-    sweep = await desk.out.sweep(build)
+    serving = desk.state.builds.get(f"{build.collection}/{collection.serving}") if collection.serving else None
+    sweep = await desk.out.sweep(build, serving)
     found: dict[str, JsonValue] = {
         "checked": sweep.checked,
         "missing": sweep.missing,
@@ -86,8 +87,13 @@ async def examine(desk: Desk, command: Command) -> Examined:
         "extra": sweep.extra,
         "held": sweep.held,
     }
+    if sweep.kept or sweep.lost:  # only where the log has forgotten anything
+        found |= {"kept": sweep.kept, "lost": sweep.lost}
+    if sweep.torn:
+        found["torn"] = sweep.torn
+    if sweep.unread:
+        found["unread"] = sweep.unread
     _check_swept(build, sweep, args, found)
-    serving = desk.state.builds.get(f"{build.collection}/{collection.serving}") if collection.serving else None
     swept = Swept(sweep.checked, sweep.missing, sweep.stale, sweep.extra, held=0)  # those left are accepted by name
     judged = await desk.out.judge(build, serving, swept)
     found["gate"] = judged.as_json()
@@ -158,7 +164,8 @@ def check_seen(collection: CollectionState, args: dict[str, JsonValue]) -> None:
 
 
 def _check_swept(build: BuildState, sweep: Sweep, args: dict[str, JsonValue], found: dict[str, JsonValue]) -> None:
-    """Nothing overrides these: a document that is missing or wrong cannot be argued away."""
+    """Nothing overrides these: a document that is missing or wrong cannot be argued away. What the serving space alone
+    has can be given up, by whoever says how many documents that is."""
     if not sweep.clean:
         raise Shown(
             f"{build.space} differs from the log: missing {sweep.missing}, stale {sweep.stale}, "
@@ -179,6 +186,35 @@ def _check_swept(build: BuildState, sweep: Sweep, args: dict[str, JsonValue], fo
         )
     if sweep.held_keys:  # by whoever gave the command: the journal says of which documents
         found["accepted_held"] = list(sweep.held_keys[:ACCEPTED_NAMED])
+    _check_lost(build, sweep, args, found)
+
+
+def _check_lost(build: BuildState, sweep: Sweep, args: dict[str, JsonValue], found: dict[str, JsonValue]) -> None:
+    """Raises Shown where searchers would lose documents that the topic has forgotten, more than were accepted, or where
+    nobody can say how many: a number that is not known cannot be accepted."""
+    if sweep.unread:
+        raise Shown(
+            f"what search would lose of the documents that {build.topic} no longer has is not known: the space that "
+            f"serves cannot be read: {sweep.unread}",
+            next_step=f"put that right, then: crossfade cutover {build.collection} {build.version} (a space that is "
+            "deleted has nothing to lose)",
+            data=found,
+        )
+    if not sweep.lost:
+        return
+    accepted = args.get("accept_lost")
+    if isinstance(accepted, int) and not isinstance(accepted, bool) and sweep.lost <= accepted:
+        found["accepted_lost"] = sweep.lost
+        return
+    names = ", ".join(sweep.examples.get("lost", [])[:5]) + (" ..." if sweep.lost > 5 else "")
+    this = f"{build.collection} {build.version}"
+    raise Shown(
+        f"search would lose {sweep.lost} of the documents that {build.topic} no longer has: they are in the serving "
+        f"space, and not in {build.space}: {names}",
+        next_step=f"write them to the topic again; or bring over what can be: crossfade verify {this} --repair; or let "
+        f"them go, with their number: crossfade cutover {this} --accept-lost {sweep.lost}",
+        data=found,
+    )
 
 
 def _overridden(

@@ -120,7 +120,7 @@ async def _swap(desk: Desk, command: Command, collection: CollectionState, build
             next_step="find out who moved it, then try again: the alias is Crossfade's alone",
         )
     await a_while(lambda: desk.out.store.point_alias(collection.alias, build.space))
-    builds = [build.model_copy(update={"stage": Stage.SERVING})]
+    builds = [build.model_copy(update={"stage": Stage.SERVING, "rollout": None})]
     if serving is not None and serving.key != build.key:
         builds.append(serving.model_copy(update={"stage": Stage.PREVIOUS}))
     older = desk.state.builds.get(f"{collection.collection}/{collection.previous}") if collection.previous else None
@@ -177,9 +177,10 @@ async def _prove(desk: Desk, command: Command, build: BuildState) -> None:
     data = dict(collection.intent.data)
     message = str(data.pop("message", ""))
     data.pop("swapped", None)
-    checked = data.get("checked")
+    checked, kept = data.get("checked"), data.get("kept", 0)
     total = sum(record.total for record in desk.progress.partitions(build))
-    wrong = await problem(desk, build, collection.alias, checked if isinstance(checked, int) else total)
+    documents = checked + kept if isinstance(checked, int) and isinstance(kept, int) else total
+    wrong = await problem(desk, build, collection.alias, documents)
     if not wrong:
         data["answers"] = "as it should"
         await desk.state.done(command, message, data=data, event=f"{command.verb} verified")

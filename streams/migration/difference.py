@@ -1,6 +1,8 @@
 """The two-way comparison between the log and a space (rule 8): the log's key index against the stored heads.
 
-Pure: it says what differs; who reads, who waits and who mends is decided elsewhere.
+A document that the log has forgotten is no fault of the space: what is older than the log's first offset, and in no
+record any more, is *kept* if it is whole, and *torn* if chunks of it are missing. Pure: it says what differs; who
+reads, who waits and who mends is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import numpy as np
 from connectors.protocols import Head
 from streams.documents import key_digest
 from streams.key_index import ABSENT, Expected, KeyIndex
+from streams.migration.forms import Digests, Forms
+
+SAMPLED = 100
 
 
 @dataclass(slots=True)
@@ -32,14 +37,18 @@ class Suspect:
 class Comparison:
     """Takes the space page by page; `finish` adds what was never met. 30 bytes a key beside the index.
 
-    `indexes`: the key index of each partition below a position up to which everything is resolved.
+    `indexes`: the key index of each partition below a position up to which everything is resolved. `begins`: the log's
+    first offset of each, looked up once the index was read; a partition that is left out begins at 0. `kept`: by
+    partition, the documents that the log has forgotten, whole and torn ones.
     """
 
     indexes: Mapping[int, KeyIndex]
+    begins: Mapping[int, int] = field(default_factory=dict)
     checked: int = 0
     suspects: dict[bytes, Suspect] = field(default_factory=dict)
     _met: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
     _wanted: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
+    kept: dict[int, Forms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for partition, index in self.indexes.items():
@@ -55,8 +64,14 @@ class Comparison:
         for partition, mine in by_partition.items():
             index = self.indexes[partition]
             digests = [key_digest(head.doc_id.encode()) for head in mine]
+            begin, forgotten = self.begins.get(partition, 0), list[tuple[Head, bytes]]()
             for head, digest, at in zip(mine, digests, index.positions(digests).tolist(), strict=True):
-                self._judge(index, head, digest, at)
+                if at == ABSENT and head.offset < begin:
+                    forgotten.append((head, digest))
+                else:
+                    self._judge(index, head, digest, at)
+            if forgotten:
+                self.kept.setdefault(partition, Forms()).add(*zip(*forgotten, strict=True))
 
     def _judge(self, index: KeyIndex, head: Head, digest: bytes, at: int) -> None:
         expected = index.entry(at) if at != ABSENT else None
@@ -83,10 +98,53 @@ class Comparison:
                 self._suspect("stale" if wanted[at] else "missing", partition, index, int(at))
         return list(self.suspects.values())
 
+    def of_forgotten(self) -> tuple[int, int]:
+        """How many of them are whole, and how many are torn."""
+        whole = sum(forms.whole for forms in self.kept.values())
+        return whole, sum(map(len, self.kept.values())) - whole
+
     def _suspect(self, kind: str, partition: int, index: KeyIndex, at: int) -> None:
         digest = index.digest(at)
         if digest not in self.suspects:
             self.suspects[digest] = Suspect(kind, partition, digest, index.entry(at), None)
+
+
+@dataclass(slots=True)
+class Losses:
+    """What a space would lose for those who search, were it to serve instead of another one: documents that the log has
+    forgotten and that the other one keeps, whole or in part, and this one has not whole, or older. Takes the other one
+    page by page. 16 bytes for each such document, and an eighth of that for those that came last.
+
+    `indexes`, `begins`: as of the Comparison of this space, and `kept` what that has found. `lost`: their keys;
+    `names`: of SAMPLED of them.
+    """
+
+    indexes: Mapping[int, KeyIndex]
+    begins: Mapping[int, int]
+    kept: Mapping[int, Forms]
+    lost: Digests = field(default_factory=Digests)
+    names: dict[bytes, str] = field(default_factory=dict)
+
+    def add(self, heads: Sequence[Head]) -> None:
+        found = self.among(heads)
+        self.lost.add([digest for _, digest in found])
+        for head, digest in found:
+            if len(self.names) == SAMPLED:
+                break
+            self.names[digest] = head.doc_id
+
+    def among(self, heads: Sequence[Head]) -> list[tuple[Head, bytes]]:
+        """Which of these would be lost, each with the digest of its key; nothing of them is kept."""
+        found: list[tuple[Head, bytes]] = []
+        for partition, begin in self.begins.items():
+            older = [h for h in heads if h.partition == partition and h.offset < begin]
+            digests = [key_digest(head.doc_id.encode()) for head in older]
+            in_log = self.indexes[partition].positions(digests).tolist()
+            here = self.kept.get(partition, Forms()).whole_offsets(digests).tolist()
+            for head, digest, at, offset in zip(older, digests, in_log, here, strict=True):
+                if at == ABSENT and offset < head.offset:
+                    found.append((head, digest))
+        return found
 
 
 def keys_in_two_partitions(indexes: Mapping[int, KeyIndex]) -> list[tuple[int, int]]:

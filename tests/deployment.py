@@ -83,17 +83,17 @@ class Deployment:
         return await ask(self.out.sink, self.out.names, self.state, command, timeout_s=120)
 
     async def verify(self, version: str) -> Sweep:
-        return await verify(self.out, self.build(version))
+        return await verify(self.out, self.build(version), self.state.serving(COLLECTION))
 
     async def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The command line, as an operator calls it."""
         command = [sys.executable, "-c", RUN_CROSSFADE, "--config", str(self.config_path), *arguments]
         return await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, env=self._environment(), timeout=120, check=False
+            subprocess.run, command, capture_output=True, text=True, env=self.environment(), timeout=120, check=False
         )
 
     @staticmethod
-    def _environment() -> dict[str, str]:
+    def environment() -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONFAULTHANDLER": "1"}
 
     # workers
@@ -110,7 +110,7 @@ class Deployment:
             [sys.executable, "-c", RUN_CROSSFADE, "--config", str(path), "worker"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=self._environment(),
+            env=self.environment(),
         )
         log.close()
         self.workers.append(process)
@@ -133,6 +133,13 @@ class Deployment:
         build = self.build(version)
         whole = combine(version, self.progress.partitions(build), build.partitions, 0)
         return whole.counted() if whole else Counters()
+
+    async def until_attended(self) -> None:
+        """A worker hears commands."""
+        async with asyncio.timeout(90):
+            # polled: the members of a group cannot be subscribed to
+            while not await self.out.topics.has_members(self.out.names.controller_group):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
 
     async def until_state(self, version: str, condition: Callable[[BuildState], bool], timeout_s: float = 90) -> None:
         """A condition over the build's state, looked at whenever the state changes."""
@@ -182,6 +189,12 @@ class Deployment:
                 if all(p in committed and committed[p].offset >= end for p, end in ends.items()):
                     return
                 await asyncio.sleep(0.2)  # polled: group commits cannot be subscribed to
+
+    async def until_live_and_settled(self, version: str) -> None:
+        """It could be cut over to now."""
+        await self.until_state(version, lambda build: build.stage not in ("declared", "building"))
+        await self.until_live(version)
+        await self.until_settled(version)
 
     async def until_settled(self, version: str, timeout_s: float = 120) -> None:
         await self.until(

@@ -219,6 +219,7 @@ async def test_topics_and_endpoints_that_do_not_fit(
     collection = {"text": {"fields": ["text"]}}
     async with deployed(services, tmp_path, unique("cf"), topic, unique("Cf"), collection) as d:  # type: ignore[arg-type]
         d.start_worker()
+        await d.until_attended()
         d.add_version("v1", {"embedder": {"provider": "hashing"}, "dimensions": 16})
         said = await crossfade(d, "start", COLLECTION, "v1")
         assert "-> 1\n" in said

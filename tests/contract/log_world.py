@@ -76,10 +76,10 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 60.
         await asyncio.sleep(0.02)
 
 
-async def stored(log: Log, topic: str, partition: int = 0, *, values: bool = True) -> list[Record]:
+async def stored(log: Log, topic: str, partition: int = 0) -> list[Record]:
     """All of a partition up to its stable end."""
     bound = (await log.bounds(topic))[partition]
-    batches = log.read_range(topic, partition, bound.earliest, bound.stable, values=values)
+    batches = log.read_range(topic, partition, bound.earliest, bound.stable)
     return [record async for batch in batches for record in batch.records]
 
 

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import murmur2
 
 from connectors.errors import ContentRejected, IdentityChanged, NotFound, Refused, Unreachable
-from connectors.protocols import Bounds, Commit, RangeBatch, Record
+from connectors.protocols import Bounds, Commit, KeyBatch, RangeBatch, Record
 from tests.conftest import Unique
 from tests.contract.log_world import Owner, World, stored, until
 
@@ -27,7 +27,21 @@ async def batches(world: World, topic: str, start: int, end: int, partition: int
 
 
 async def offsets(world: World, topic: str, start: int, end: int) -> list[int]:
-    return [record.offset for batch in await batches(world, topic, start, end) for record in batch.records]
+    """Of the records of a range; its keys are read as well, and must tell the same."""
+    found = await batches(world, topic, start, end)
+    records = [record for batch in found for record in batch.records]
+    keys = [batch async for batch in world.log.read_keys(topic, 0, start, end, reverse)]
+    assert [batch.done for batch in keys] == [False] * (len(keys) - 1) + [True]
+    assert keys[-1].position >= end  # a record beyond the end may have come along with the last of either
+    assert all(len(batch.digests) == len(batch.offsets) == len(batch.deleted) for batch in keys)
+    assert [digest for batch in keys for digest in batch.digests] == [reverse(record.key or b"") for record in records]
+    assert [deleted for batch in keys for deleted in batch.deleted] == [record.value is None for record in records]
+    assert [offset for batch in keys for offset in batch.offsets] == [record.offset for record in records]
+    return [record.offset for record in records]
+
+
+def reverse(key: bytes) -> bytes:
+    return key[::-1]
 
 
 async def test_records_come_back_as_they_were_written(world: World) -> None:
@@ -44,11 +58,17 @@ async def test_records_come_back_as_they_were_written(world: World) -> None:
     assert await stored(world.log, topic, 1) == [Record(1, 0, 5_678, b"b", b"2")]
 
 
-async def test_without_values_only_tombstones_are_told_apart(world: World) -> None:
+async def test_keys_are_read_without_their_records(world: World) -> None:
     topic = await world.make_topic()
     for value in (b"text", None, b""):
-        await world.put(topic, b"k", value)
-    assert [record.value for record in await stored(world.log, topic, values=False)] == [b"", None, b""]
+        await world.put(topic, b"key", value)
+    found = [batch async for batch in world.log.read_keys(topic, 0, 0, 3, reverse)]
+    assert [batch.done for batch in found] == [False] * (len(found) - 1) + [True]
+    assert found[-1].position == 3
+    assert [digest for batch in found for digest in batch.digests] == [b"yek"] * 3
+    assert [offset for batch in found for offset in batch.offsets] == [0, 1, 2]
+    assert [deleted for batch in found for deleted in batch.deleted] == [False, True, False], "empty is not absent"
+    assert [batch async for batch in world.log.read_keys(topic, 0, 3, 3, reverse)] == [KeyBatch([], [], [], 3, True)]
 
 
 async def test_a_range_is_cut_at_both_ends(world: World) -> None:
@@ -64,6 +84,7 @@ async def test_a_long_range_comes_in_order_and_once(world: World) -> None:
     found = await batches(world, topic, 0, 2_500)
     assert len(found) > 1
     assert [record.key for batch in found for record in batch.records] == [b"%d" % number for number in range(2_500)]
+    assert await offsets(world, topic, 0, 2_500) == list(range(2_500))
 
 
 async def test_an_empty_range_is_done_at_once(world: World) -> None:
@@ -132,6 +153,8 @@ async def test_a_range_beyond_the_log_is_another_log(world: World) -> None:
     await world.put(topic, b"a", b"1")
     with pytest.raises(IdentityChanged):
         await batches(world, topic, 100, 200)
+    with pytest.raises(IdentityChanged):
+        _ = [batch async for batch in world.log.read_keys(topic, 0, 100, 200, reverse)]
 
 
 async def test_facts_tell_a_recreated_topic_apart(world: World) -> None:
@@ -170,6 +193,8 @@ async def test_brokers_that_do_not_answer_are_unreachable(world: World) -> None:
         await world.nowhere.committed("group", "topic")
     with pytest.raises(Unreachable):
         _ = [batch async for batch in world.nowhere.read_range("topic", 0, 0, 1)]
+    with pytest.raises(Unreachable):
+        _ = [batch async for batch in world.nowhere.read_keys("topic", 0, 0, 1, reverse)]
 
 
 async def test_offsets_of_a_group_without_members_keep_their_metadata(world: World, unique: Unique) -> None:

@@ -17,7 +17,7 @@ import pytest
 from connectors import reserved
 from connectors.errors import ConfigurationError, ContentRejected, IdentityChanged, NotFound, Refused, WrongModel
 from connectors.memory.store import MemoryStore
-from connectors.protocols import JSON, Head, Space, SpaceObject, SpaceSpec, VectorStore
+from connectors.protocols import JSON, Condition, Head, Operator, Scalar, Space, SpaceObject, SpaceSpec, VectorStore
 from connectors.services import Addresses
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.spaces import open_store
@@ -97,7 +97,7 @@ def stored(
     return SpaceObject(uuid5(NAMESPACE_URL, f"{doc_id}#{chunk}"), properties, values)
 
 
-async def everything(space: Space, page: int = 1000) -> list[Head]:
+async def everything(space: Space, page: int = 2000) -> list[Head]:
     return [head async for heads in space.scan(page) for head in heads]
 
 
@@ -493,6 +493,80 @@ async def test_user_properties_of_every_type(
     expected = given if back is None else back
     assert users == expected
     assert {name: type(value) for name, value in users.items()} == {n: type(v) for n, v in expected.items()}
+
+
+FILTERED: Mapping[str, Mapping[str, JSON]] = {
+    "a": {"lang": "en", "year": 1990, "rank": 0.5, "open": True, "day": "2024-01-02T03:04:05Z"},
+    "b": {"lang": " de ", "year": 2000, "rank": 1.5, "open": False, "day": "2024-01-02T05:04:05.25+02:00"},
+    "c": {"lang": "en-GB", "year": 2010, "rank": 3, "open": True, "day": "2025-06-01T00:00:00Z"},
+    "d": {},
+}
+
+
+@pytest.fixture
+async def filtered(make_space: MakeSpace) -> Space:
+    space = await make_space(properties=USER)
+    await space.upsert([stored(key, offset=i, user=user) for i, (key, user) in enumerate(FILTERED.items())])
+    return space
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "value", "found"),
+    [
+        ("lang", "eq", "en", "a"),
+        ("lang", "eq", "de", "b"),
+        ("lang", "in", ("en", "en-GB", "fr"), "ac"),
+        ("year", "eq", 2000, "b"),
+        ("year", "in", (1990, 2010), "ac"),
+        ("year", "gte", 2000, "bc"),
+        ("year", "lt", 2000, "a"),
+        ("rank", "gt", 0.5, "bc"),
+        ("rank", "eq", 3, "c"),
+        ("rank", "lte", 1.5, "ab"),
+        ("rank", "in", (0.5, 3.0), "ac"),
+        ("open", "eq", True, "ac"),
+        ("open", "eq", False, "b"),
+        ("day", "eq", "2024-01-02T04:04:05+01:00", "a"),
+        ("day", "gt", "2024-01-02T03:04:05Z", "bc"),
+        ("day", "lt", "2024-01-02T03:04:05.5Z", "ab"),
+    ],
+)
+async def test_a_filter_leaves_what_matches(
+    filtered: Space, name: str, operator: Operator, value: Scalar | tuple[Scalar, ...], found: str
+) -> None:
+    hits = await filtered.search(np.array([1, 0, 0, 0], np.float32), 10, [Condition(name, operator, value)])
+    assert sorted(hit.doc_id for hit in hits) == list(found)
+    assert [hit.offset for hit in sorted(hits, key=lambda hit: hit.doc_id)] == ["abcd".index(key) for key in found]
+
+
+async def test_all_conditions_must_hold(filtered: Space) -> None:
+    query = np.array([1, 0, 0, 0], np.float32)
+    both = [Condition("open", "eq", True), Condition("year", "gte", 2000)]
+    assert [hit.doc_id for hit in await filtered.search(query, 10, both)] == ["c"]
+    assert await filtered.search(query, 10, [*both, Condition("lang", "eq", "en")]) == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (Condition("nothing", "eq", "x"), "cannot be filtered on"),
+        (Condition("cf_doc_id", "eq", "a"), "cannot be filtered on"),
+        (Condition("body", "eq", "text"), "cannot be filtered on"),
+        (Condition("lang", "gt", "en"), "gt cannot be asked"),
+        (Condition("open", "in", (True,)), "in cannot be asked"),
+        (Condition("year", "eq", "1990"), "no int"),
+        (Condition("year", "eq", True), "no int"),
+        (Condition("rank", "lt", float("nan")), "no number"),
+        (Condition("day", "lt", "yesterday"), "no date"),
+        (Condition("lang", "eq", "  "), "no keyword"),
+        (Condition("lang", "in", ()), "0 values"),
+        (Condition("year", "eq", (1, 2)), "2 values"),
+    ],
+)
+async def test_a_filter_that_cannot_be_is_refused(filtered: Space, condition: Condition, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        await filtered.search(np.array([1, 0, 0, 0], np.float32), 10, [condition])
+    assert raised.value.next_step
 
 
 async def test_what_a_search_finds_does_not_wait_for_the_index(make_space: MakeSpace) -> None:

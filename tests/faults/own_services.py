@@ -48,6 +48,8 @@ class OwnServices:
         plain = kafka.broker_properties
 
         def with_proxied_listener(data: Path, at: dict[str, int]) -> str:
+            if data.parent != folder.absolute():  # services of another test, in this process
+                return plain(data, at)
             inner, outer = f"PLAINTEXT://127.0.0.1:{at['kafka']}", f"PROXIED://127.0.0.1:{extra[ADVERTISED]}"
             proxied, controller = f"PROXIED://127.0.0.1:{extra[PROXIED]}", at["kafka_controller"]
             # of a setting given twice, Java takes the last

@@ -26,7 +26,7 @@ GONE_WITHIN_S = 60.0
 async def offsets_left(d: Deployment) -> set[tuple[int, int]]:
     left: set[tuple[int, int]] = set()
     for partition, bounds in (await d.out.kafka.bounds(d.topic)).items():
-        async for batch in d.out.kafka.read_range(d.topic, partition, 0, bounds.stable, values=False):
+        async for batch in d.out.kafka.read_range(d.topic, partition, 0, bounds.stable):
             left.update((partition, record.offset) for record in batch.records)
     return left
 
@@ -34,7 +34,7 @@ async def offsets_left(d: Deployment) -> set[tuple[int, int]]:
 async def tombstones(d: Deployment) -> set[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     for partition, bounds in (await d.out.kafka.bounds(d.topic)).items():
-        async for batch in d.out.kafka.read_range(d.topic, partition, 0, bounds.stable, values=False):
+        async for batch in d.out.kafka.read_range(d.topic, partition, 0, bounds.stable):
             found.update((partition, record.offset) for record in batch.records if record.value is None)
     return found
 

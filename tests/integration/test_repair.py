@@ -76,7 +76,7 @@ async def tampered(d: Deployment, key: str, *, like: str, offset: int) -> SpaceO
 
 async def partition_of(d: Deployment, key: str) -> int:
     for partition, bounds in (await d.out.kafka.bounds(d.topic)).items():
-        async for batch in d.out.kafka.read_range(d.topic, partition, 0, bounds.stable, values=False):
+        async for batch in d.out.kafka.read_range(d.topic, partition, 0, bounds.stable):
             if any(record.key == key.encode() for record in batch.records):
                 return partition
     raise AssertionError(f"{key} is in no partition")

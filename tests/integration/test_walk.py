@@ -49,7 +49,7 @@ LARGE = 4_000  # bytes; the configuration says half of it
 EVIL_KEY = "evil\x1b]0;owned\x07\x1b[31mKEY"
 EVIL_TEXT = "zebra crossing \x1b[31mEVIL\x1b[2J\x07 zebra \x9b31m crossing zebra"
 FORBIDDEN = (KEY, "\x07", "\x1b]", "\x9b", "\x1b[31mEVIL", "\x1b[31mKEY", "\x1b[2J")
-ELSEWHERE = {"up", "down", "demo"}
+ELSEWHERE = {"up", "down", "demo", "serve"}
 PATIENCE_S = 90.0
 
 
@@ -487,6 +487,8 @@ def is_it_good_enough(walk: Walk) -> str:
         "  ok   coverage         100% of the documents",
         "  ok   live lag         0 events behind the log",
     )
+    assert o.types("shadow", "docs").has("docs: no query was asked of v2 beside v1 yet").next
+    assert o.types("rollout", "docs").has("docs: no rollout of v2 has begun").next
     checked = o.obeys(judged.next).has(
         "docs/v2 can cut over", f"  sweep: checked {total:,}, missing 0, stale 0, extra 0, held 0", "  gate: pass"
     )

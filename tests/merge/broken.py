@@ -11,12 +11,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
+from uuid import UUID
 
 from connectors.protocols import Commit, Head
 from streams import build_runner, embed_agent, live, ordering, replay
+from streams.carrying import Forgotten, OldSpaceFault, ReadBack
+from streams.commits import LiveCommit
+from streams.documents import key_digest
 from streams.embed_agent import EmbedAgent
 from streams.key_index import ABSENT, Expected
-from streams.live import LiveCommit, LiveLane
+from streams.live import LiveLane
+from streams.mend import Mender
+from streams.migration.difference import Comparison
+from streams.migration.forms import Forms
 from streams.ordering import Action, Admitted, Event, Outcome, PartitionLedger, Seen
 from streams.replay import Place, ReplayCommit, ReplayLane
 from streams.space_writer import SpaceWriter
@@ -27,18 +34,20 @@ from tests.merge import scenario
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """`what` no longer holds. `patches`: what to put in place of what, as (owner, name, replacement)."""
+    """`what` no longer holds. `patches`: what to put in place of what, as (owner, name, replacement). `forgetting`: it
+    shows only where the log loses its beginning."""
 
     rule: int
     what: str
     patches: Callable[[], list[tuple[object, str, object]]]
+    forgetting: bool = False
 
 
 @contextmanager
 def break_rule(name: str) -> Iterator[None]:
     """Within it, the named fault is in the production code of this process."""
     with ExitStack() as stack:
-        for owner, attribute, replacement in FAULTS[name].patches():
+        for owner, attribute, replacement in {**FAULTS, **DIRECTED}[name].patches():
             stack.enter_context(patch.object(owner, attribute, replacement))
         yield
 
@@ -331,6 +340,70 @@ def _delete_left_by_a_sweep() -> list[tuple[object, str, object]]:
     return [(PartitionLedger, "suspect", puts_only)]
 
 
+# what the log has forgotten
+
+
+def _forgotten_is_extra() -> list[tuple[object, str, object]]:
+    def all_there(self: Comparison) -> None:
+        self.begins = {}
+        begin(self)
+
+    begin = Comparison.__post_init__
+    return [(Comparison, "__post_init__", all_there)]
+
+
+def _carried_without_memory() -> list[tuple[object, str, object]]:
+    original = ReplayLane._deliver_carried
+
+    async def forgetful(self: ReplayLane, wanted: Mapping[UUID, int], found: ReadBack) -> None:
+        self._ledger.seen = Seen()
+        await original(self, wanted, found)
+
+    return [(ReplayLane, "_deliver_carried", forgetful)]
+
+
+def _only_what_the_plan_missed() -> list[tuple[object, str, object]]:
+    original = Forgotten.add
+
+    def unknown(self: Forgotten, heads: Sequence[Head]) -> None:
+        digests = [key_digest(head.doc_id.encode()) for head in heads]
+        known = self.index.entries(digests).tolist()
+        original(self, [head for head, entry in zip(heads, known, strict=True) if entry == ABSENT])
+
+    return [(Forgotten, "add", unknown)]
+
+
+def _doubtful_is_deleted() -> list[tuple[object, str, object]]:
+    async def none(self: Mender, partition: int, gone: Mapping[bytes, int]) -> dict[bytes, int]:
+        return {}
+
+    return [(Mender, "_forgotten", none)]
+
+
+def _carry_ends_unresolved() -> list[tuple[object, str, object]]:
+    original = ReplayLane._done_or_revoked
+
+    def at_once(self: ReplayLane, end: int) -> bool:
+        return self.carrying or original(self, end)
+
+    return [(ReplayLane, "_done_or_revoked", at_once)]
+
+
+def _owed_unsaid() -> list[tuple[object, str, object]]:
+    async def at_once(self: ReplayLane, fault: OldSpaceFault) -> None:
+        self._ledger.carry_due, self._ledger.carry_trouble = True, fault.text
+
+    return [(ReplayLane, "_owe", at_once)]
+
+
+def _doubts_lack_nothing() -> list[tuple[object, str, object]]:
+    return [(PartitionLedger, "lacks", property(lambda self: self.carry_due))]
+
+
+def _torn_is_whole() -> list[tuple[object, str, object]]:
+    return [(Forms, "_whole", lambda self, at=slice(None): self._chunks[at] > 0)]
+
+
 FAULTS = {
     "1-topic": Broken(1, "the topic's id and partition count are not looked at", _topic_unchecked),
     "1-position": Broken(1, "positions below the log's start or past its end are not looked at", _positions_unchecked),
@@ -346,7 +419,6 @@ FAULTS = {
     "5-restart": Broken(5, "the memory is not rebuilt after a restart", _not_rebuilt),
     "6-position": Broken(6, "the position is committed, not the contiguous prefix", _commits_the_position),
     "6-gaps": Broken(6, "gaps are not crossed by position", _counts_records),
-    "7-resolved": Broken(7, "the replay is done before all below the barrier is resolved", _done_unresolved),
     "7-last": Broken(7, "the replay waits for the record before the barrier", _waits_for_the_last_record),
     "8-absence": Broken(8, "no sweep after an absence longer than tombstones are kept", _absence_forgiven),
     "8-deletes": Broken(8, "a sweep mends no deletes", _delete_left_by_a_sweep),
@@ -361,7 +433,21 @@ FAULTS = {
     "11-settle": Broken(11, "doubts are read back before the settle time", _read_back_at_once),
     "11-handover": Broken(11, "a next owner does not learn of doubts", _doubts_not_handed_on),
     "11-mend": Broken(11, "what was overwritten counts as settled", _overwritten_is_settled),
+    "2-forgotten": Broken(2, "what goes from the log while it is replayed is lost", _only_what_the_plan_missed, True),
+    "8-forgotten": Broken(8, "what the log has forgotten counts as extra", _forgotten_is_extra, True),
 }
+
+
+DIRECTED = {
+    "7-resolved": Broken(7, "the replay is done before all below the barrier is resolved", _done_unresolved),
+    "5-carry": Broken(5, "what live has seen is not remembered by the carry", _carried_without_memory),
+    "7-carry": Broken(7, "the carry is done before all of it is resolved", _carry_ends_unresolved),
+    "7-owed": Broken(7, "the replay is done before a next owner would know what is still due", _owed_unsaid),
+    "8-torn": Broken(8, "a forgotten document is whole whose chunk 0 is there", _torn_is_whole),
+    "11-forgotten": Broken(11, "a forgotten document in doubt counts as deleted", _doubtful_is_deleted),
+    "11-lacks": Broken(11, "what was left in doubt is not brought over", _doubts_lack_nothing),
+}
+"""Too rare for thousands of random schedules: tests/merge/test_directed.py has a history for each."""
 
 
 def main(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 from uuid import UUID
 
-from connectors.errors import ContentRejected, Overloaded, UnknownOutcome, Unreachable
+from connectors.errors import ContentRejected, Overloaded, Terminal, UnknownOutcome, Unreachable
 from connectors.memory.log import MemoryLog
 from connectors.memory.log_groups import MemoryReader
 from connectors.memory.store import Effect, Fault, MemoryStore, NoFaults, Write
@@ -20,8 +20,10 @@ from connectors.protocols import (
     JSON,
     Bounds,
     Commit,
+    Condition,
     Head,
     Hit,
+    KeyBatch,
     RangeBatch,
     Rebalance,
     Record,
@@ -207,8 +209,8 @@ class SimSpace:
             "delete_chunks", doc_hashes, lambda: self._inner.delete_chunks(doc_hashes, from_chunk)
         )
 
-    async def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
-        async for heads in self._inner.scan(page):
+    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+        async for heads in self._inner.scan(page, share):
             await self._net.read()
             yield heads
 
@@ -220,9 +222,30 @@ class SimSpace:
         await self._net.read()
         return await self._inner.properties(uuids)
 
-    async def search(self, vector: Vectors, limit: int) -> list[Hit]:
+    async def search(self, vector: Vectors, limit: int, filters: Sequence[Condition] = ()) -> list[Hit]:
         await self._net.read()
-        return await self._inner.search(vector, limit)
+        return await self._inner.search(vector, limit, filters)
+
+
+class RefusingSpace(SimSpace):
+    """As long as `fault` names an error, what that says cannot be done: a verb of reading, and the error."""
+
+    def __init__(self, network: Network, inner: Space, fault: Callable[[], tuple[str, Terminal] | None]) -> None:
+        super().__init__(network, inner)
+        self._fault = fault
+
+    def _refuse(self, verb: str) -> None:
+        if (fault := self._fault()) is not None and fault[0] == verb:
+            raise fault[1]
+
+    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+        self._refuse("scan")
+        async for heads in super().scan(page, share):
+            yield heads
+
+    async def properties(self, uuids: Sequence[UUID]) -> Mapping[UUID, Mapping[str, JSON]]:
+        self._refuse("properties")
+        return await super().properties(uuids)
 
 
 class SimReader:
@@ -278,10 +301,15 @@ class SimLog:
     def group_reader(self, topic: str, group: str) -> SimReader:
         return SimReader(self._net, self._inner.group_reader(topic, group))
 
-    async def read_range(
-        self, topic: str, partition: int, start: int, end: int, *, values: bool = True
-    ) -> AsyncIterator[RangeBatch]:
-        async for batch in self._inner.read_range(topic, partition, start, end, values=values):
+    async def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[RangeBatch]:
+        async for batch in self._inner.read_range(topic, partition, start, end):
+            await self._net.kafka()
+            yield batch
+
+    async def read_keys(
+        self, topic: str, partition: int, start: int, end: int, digest: Callable[[bytes], bytes]
+    ) -> AsyncIterator[KeyBatch]:
+        async for batch in self._inner.read_keys(topic, partition, start, end, digest):
             await self._net.kafka()
             yield batch
 

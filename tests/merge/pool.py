@@ -47,12 +47,12 @@ def _quiet() -> None:
     gc.set_threshold(100_000, 50, 50)  # a history lives for a tenth of a second
 
 
-def play(first: int, end: int) -> Found | None:
+def play(first: int, end: int, forgetting: bool = False) -> Found | None:
     """The unbroken code."""
     for seed in range(first, end):
-        played = scenario.attempt(seed)
+        played = scenario.attempt(seed, forgetting=forgetting)
         if played.failure:
-            return Found(seed, scenario.report(seed, played))
+            return Found(seed, scenario.report(seed, played, forgetting=forgetting))
     return None
 
 
@@ -68,14 +68,15 @@ def play_until(first: int, deadline_s: float) -> tuple[int, Found | None]:
 
 def hunt(fault: str, most: int) -> Found | None:
     """The first of so many seeds that shows the fault, which must pass without it."""
+    forgetting = broken.FAULTS[fault].forgetting
     with broken.break_rule(fault):
         for seed in range(most):
-            played = scenario.attempt(seed)
+            played = scenario.attempt(seed, forgetting=forgetting)
             if played.failure:
-                report = scenario.report(seed, played, command=f"tests.merge.broken {fault}")
+                report = scenario.report(seed, played, forgetting=forgetting, command=f"tests.merge.broken {fault}")
                 break
         else:
             return None
-    unbroken = scenario.attempt(seed)
+    unbroken = scenario.attempt(seed, forgetting=forgetting)
     assert not unbroken.failure, f"seed {seed} fails in unbroken code too: {unbroken.failure}"
     return Found(seed, report)

@@ -25,9 +25,12 @@ class Scenario:
 
     Every action draws from a generator of its own, so that those named in `without` can be left out (by number, from
     0) and the others stay what they were. `worlds`: of the builds beside each other, one for each version.
+    `forgetting`: the log loses its beginning once the first version is complete, and a second one is built.
     """
 
-    def __init__(self, seed: int, *, calm: bool = False, without: Collection[int] = ()) -> None:
+    def __init__(
+        self, seed: int, *, calm: bool = False, without: Collection[int] = (), forgetting: bool = False
+    ) -> None:
         self.seed = seed
         self.calm = calm
         self.without = without
@@ -50,6 +53,9 @@ class Scenario:
         self.second_version = not calm and rng.random() < 0.15
         self.stop_for = None if calm or self.second_version or rng.random() > 0.1 else rng.choice(tuple(STOPS))
         self.tiered = rng.random() < 0.4
+        self.forgets = forgetting or (self.second_version and rng.random() < 0.4)
+        if forgetting:
+            self.second_version, self.stop_for = True, None
         self.worlds: list[World] = []
         self.world: World
         self.actions = 0
@@ -74,7 +80,11 @@ class Scenario:
         for _ in range(self.steps):
             await self._act(self._step)
         if self.second_version:
+            if self.forgets:
+                await self._act(self._forget)
             await self._begin_second()
+            if self.forgets:
+                await self._act(self._forget_under_a_replay)
             for _ in range(self.steps // 2):
                 await self._act(self._step)
         if not self.calm:
@@ -95,7 +105,10 @@ class Scenario:
             await self._topic()
         else:
             kinds = (self._weather, self._weather, self._workers, self._workers, self._workers, self._controls)
-            rare = (self._long_absence, self._abort)
+            # a delete that nobody saw of a document that the log has forgotten leaves no trace: see docs/forgotten.md
+            rare = (self._forget_more, self._abort) if self.forgets else (self._long_absence, self._abort)
+            if self.forgets and len(self.worlds) > 1 and self.rng.random() < 0.2:
+                await self._forget_more()
             await (self.rng.choice(rare) if self.rng.random() < 0.03 else self.rng.choice((*kinds, self._topic)))()
         await asyncio.sleep(self.rng.choice((0.0, 0.01, 0.05, 0.3, 1.0)))
 
@@ -279,8 +292,58 @@ class Scenario:
         else:
             world.start_worker(f"w{round(world.loop.time() * 1000)}")
 
+    async def _forget(self) -> None:
+        """The first version is complete and nothing of it in doubt; then the log loses its beginning."""
+        self._fair_weather()
+        self.world.state = self.world.state.model_copy(update={"paused": None})
+        if not self.world.workers:
+            self.world.start_worker("y")
+        await self.world.until_settled()
+        for partition in range(self.partitions):
+            if self.rng.random() < 0.5:
+                await self._forget_below(partition)
+
+    async def _forget_under_a_replay(self) -> None:
+        """The second version has counted what the log has to give, and finds less when it comes to read it; the first
+        may fall behind then, and somebody may be lost while documents are brought over from it."""
+        first, second, rng = *self.worlds, self.rng
+        if rng.random() < 0.5:
+            second.state = second.state.model_copy(update={"paused": "replay"})
+            await asyncio.sleep(rng.choice((1.0, 4.0, 8.0)))
+            for _ in range(2 * self.partitions):
+                await self._forget_more()
+            if rng.random() < 0.6:
+                first.state = first.state.model_copy(update={"paused": "all"})
+                await asyncio.sleep(rng.choice((0.5, 2.0)))
+                for key in rng.sample(self.keys, rng.randint(1, len(self.keys))):
+                    self._produce(key, rng.choice((None, None, {"text": rng.choice(WORDS), "tag": "x"})))
+                await asyncio.sleep(rng.choice((0.0, 0.5, 1.5)))
+            second.state = second.state.model_copy(update={"paused": None})
+        if rng.random() < 0.5:
+            self._weather_of(rng.choice(("slow", "store_fails", "store_unknown")), 0.4)
+            await asyncio.sleep(rng.uniform(0.1, 3.0))
+            await self._disturb(second, rng.uniform(0.3, 1.0))
+        await asyncio.sleep(rng.choice((0.0, 3.0)))
+        first.state = first.state.model_copy(update={"paused": None})
+
+    async def _forget_more(self) -> None:
+        """Unless something is in doubt in the first version: nobody keeps a log for less than a settle time."""
+        if self.world.settled(round(self.world.loop.time() * 1000) + 1_000_000 - 3_000):
+            await self._forget_below(self.rng.randrange(self.partitions))
+
+    async def _forget_below(self, partition: int) -> None:
+        part = self.world.kafka.topic(TOPIC).partition(partition)
+        most = min([part.stable, *(world.read_up_to(partition) for world in self.worlds)])
+        if most > part.start:
+            self.world.forget(partition, self.rng.choice((most, self.rng.randint(part.start, most))))
+            for world in self.worlds:
+                world.compacted = True
+
     async def _abort(self) -> None:
-        world = self.rng.choice(self.worlds)
+        worlds = self.worlds[1:] if self.forgets else self.worlds  # what the log forgot, the first alone has
+        if not worlds:
+            return
+        world = self.rng.choice(worlds)
         if self.rng.random() < 0.5:
             for name in sorted(world.workers):
                 world.kill_worker(name)
@@ -295,11 +358,14 @@ class Scenario:
         await second.start_build()
         second.start_worker("s")
 
+    def _fair_weather(self) -> None:
+        weather = self.world.weather
+        weather.slow = weather.store_fails = weather.store_unknown = weather.object_fails = weather.kafka_fails = 0.0
+
     async def _end(self) -> None:
         """Fair weather, and one worker at least: all must come right, and soon; also after the last zombie woke."""
-        weather = self.world.weather
         self.world.say("the end begins")
-        weather.slow = weather.store_fails = weather.store_unknown = weather.object_fails = weather.kafka_fails = 0.0
+        self._fair_weather()
         for world in self.worlds:
             world.state = world.state.model_copy(update={"paused": None})
             if not world.workers:
@@ -393,9 +459,9 @@ class Played:
         return "\n".join(self.worlds[0].trace) if self.worlds else ""
 
 
-def attempt(seed: int, *, calm: bool = False, without: Collection[int] = ()) -> Played:
+def attempt(seed: int, *, calm: bool = False, without: Collection[int] = (), forgetting: bool = False) -> Played:
     """One history from its seed, whatever comes of it."""
-    scenario = Scenario(seed, calm=calm, without=without)
+    scenario = Scenario(seed, calm=calm, without=without, forgetting=forgetting)
     random.seed(seed)  # the jitter of streams.retry
     failure, cause = "", None
     try:
@@ -405,7 +471,7 @@ def attempt(seed: int, *, calm: bool = False, without: Collection[int] = ()) -> 
     return Played(scenario.worlds, scenario.actions, failure, cause)
 
 
-def shrink(seed: int, actions: int, *, calm: bool = False) -> list[int]:
+def shrink(seed: int, actions: int, *, calm: bool = False, forgetting: bool = False) -> list[int]:
     """Numbers of actions without which the seed still fails: pieces are left out, ever smaller ones, within a bound."""
     without: set[int] = set()
     replays, size = 0, max(1, actions // 2)
@@ -415,7 +481,7 @@ def shrink(seed: int, actions: int, *, calm: bool = False) -> list[int]:
             piece = set(range(first, min(first + size, actions))) - without
             if piece and replays < SHRINK_REPLAYS:
                 replays += 1
-                if attempt(seed, calm=calm, without=without | piece).failure:
+                if attempt(seed, calm=calm, without=without | piece, forgetting=forgetting).failure:
                     without |= piece
                     dropped = True
         if size == 1 and not dropped:
@@ -440,11 +506,13 @@ def from_spans(text: str) -> set[int]:
     return {number for first, _, last in pairs for number in range(int(first), int(last or first) + 1)}
 
 
-def report(seed: int, failed: Played, *, calm: bool = False, command: str = "tests.merge.scenario") -> str:
+def report(
+    seed: int, failed: Played, *, calm: bool = False, forgetting: bool = False, command: str = "tests.merge.scenario"
+) -> str:
     """What broke, the shortest history found that breaks it, and the command that replays it exactly."""
-    without = shrink(seed, failed.actions, calm=calm)
-    least = attempt(seed, calm=calm, without=without)
-    again = f"python -m {command} {seed}{' calm' if calm else ''}"
+    without = shrink(seed, failed.actions, calm=calm, forgetting=forgetting)
+    least = attempt(seed, calm=calm, without=without, forgetting=forgetting)
+    again = f"python -m {command} {seed}{' calm' if calm else ''}{' forgetting' if forgetting else ''}"
     return (
         f"seed {seed}: {failed.failure}\n"
         f"{failed.actions - len(without)} of {failed.actions} actions are enough:\n{least.story}\n"
@@ -461,9 +529,14 @@ def play(seed: int, *, calm: bool = False) -> World:
 
 
 def main(arguments: list[str]) -> None:
-    """SEED [calm] [without=SPANS]"""
+    """SEED [calm] [forgetting] [without=SPANS]"""
     without = [from_spans(a.removeprefix("without=")) for a in arguments if a.startswith("without=")]
-    played = attempt(int(arguments[0]), calm="calm" in arguments, without=without[0] if without else ())
+    played = attempt(
+        int(arguments[0]),
+        calm="calm" in arguments,
+        without=without[0] if without else (),
+        forgetting="forgetting" in arguments,
+    )
     print(played.story)
     print(f"     ===>  {played.failure or 'all is well'}")
     sys.exit(1 if played.failure else 0)

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Literal
 
-from connectors.errors import ConfigurationError, Unreachable
+import pytest
+
+from connectors.errors import AccessDenied, ConfigurationError, IdentityChanged, NotFound, Terminal, Unreachable
 from connectors.memory.store import Effect
+from connectors.protocols import Commit, Head
+from streams import mend
 from streams.build import Batch, Limits
+from streams.carrying import OldSpace, OldSpaceFault, pages_of
 from streams.config_operation import TierName
-from streams.documents import Put, key_digest
+from streams.documents import Put, key_digest, object_id
 from streams.embed_agent import EmbedAgent
 from streams.key_index import Expected, KeyIndex
 from streams.mend import Mender
 from streams.ordering import Event, Lane, PartitionLedger
+from streams.replay import CHECKPOINT_AGAIN_S
+from streams.state import Failure
 from streams.tiers import Passes, arrange
-from tests.merge import virtual_time
+from tests.merge import broken, virtual_time
 from tests.merge.world import NAMES, REFUSED_BY_MODEL, TOPIC, World
 from tests.pools import ENDPOINT_AT_ONCE
 
@@ -90,6 +97,57 @@ def test_a_replay_suppressed_to_its_last_record_is_done() -> None:
         world.state = world.state.model_copy(update={"paused": None})
 
     assert play(story).counters().suppressed_by_live == 1
+
+
+def test_a_replay_is_not_done_before_its_writes_are() -> None:
+    """A worker dies with a replayed document on its way, which never arrives: the next one replays it."""
+
+    async def story(world: World) -> None:
+        for number in range(3):
+            put(world, f"k{number}", "text")
+        await world.start_build()
+        world.start_worker("a")
+        held = asyncio.Event()
+
+        async def lost(_: str, __: Sequence[object]) -> Effect | None:
+            held.set()
+            await asyncio.sleep(1.5)
+            return "lost"
+
+        world.workers["a"].network.on_write = lost
+        await held.wait()
+        await asyncio.sleep(1.0)
+        assert world.state.replayed == []
+        world.kill_worker("a")
+        world.start_worker("b")
+
+    play(story)
+
+
+def test_a_replay_that_is_held_commits_once_and_again_only_before_brokers_forget_it() -> None:
+    made: list[float] = []
+
+    async def story(world: World) -> None:
+        for number in range(6):
+            put(world, f"k{number}", "text")
+        await world.start_build()
+        world.state = world.state.model_copy(update={"paused": "replay"})
+        commit = world.kafka.commit_offsets
+
+        async def noted(group: str, topic: str, commits: Mapping[int, Commit]) -> None:
+            made.append(world.loop.time())
+            await commit(group, topic, commits)
+
+        world.kafka.commit_offsets = noted  # type: ignore[method-assign]
+        world.start_worker("a")
+        await asyncio.sleep(30.0)
+        assert len(made) == 1
+        await asyncio.sleep(CHECKPOINT_AGAIN_S)
+        assert len(made) == 2
+        world.state = world.state.model_copy(update={"paused": None})
+
+    play(story)
+    assert len(made) > 2  # what was replayed is committed
 
 
 # --- rule 5 ---------------------------------------------------------------------------------------------------------
@@ -764,7 +822,7 @@ def test_another_order_after_a_kill_writes_nothing_again() -> None:
         await world.check()
         counters = world.counters()
         assert counters.mended == 0, "what is stored is right"
-        assert counters.stale >= 40
+        assert counters.stale >= 35
 
     random.seed(1)
     virtual_time.run(main())
@@ -885,3 +943,608 @@ def test_a_redrive_does_not_wait_for_a_replay_that_ends_in_a_sweep() -> None:
         pause(world, None)
 
     play(story)
+
+
+# what the log has forgotten
+
+
+def forgetting(
+    story: Callable[[World, World], Awaitable[None]],
+    *,
+    documents: int = 6,
+    chunks: bool = False,
+    limits: Limits = LIMITS,
+) -> tuple[World, World]:
+    """A first version that serves and holds k0 to k5, of which the log has lost all but the last two; a second one,
+    whose build has begun and has no worker yet. Both must equal all that was ever written."""
+
+    async def main() -> tuple[World, World]:
+        first = World(1, partitions=1, chunks=chunks, limits=limits)
+        await first.start_build()
+        first.start_worker("a")
+        for n in range(documents):
+            put(first, f"k{n}", f"text {n}|and more" if chunks else f"text {n}")
+        await first.until_settled()
+        first.forget(0, documents - 2)
+        second = World(1, partitions=1, chunks=chunks, limits=limits, beside=first)
+        await second.start_build()
+        await story(first, second)
+        for world in (first, second):
+            await world.until_settled()
+            await world.check()
+        return first, second
+
+    random.seed(1)
+    return virtual_time.run(main())
+
+
+def test_what_the_log_has_forgotten_comes_from_the_serving_space() -> None:
+    async def story(_: World, second: World) -> None:
+        second.start_worker("b")
+
+    first, second = forgetting(story)
+    found = virtual_time.run(second.sweep())
+    assert (found.checked, found.kept, found.lost) == (2, 4, 0)
+    assert second.counters().carried == 4
+    assert (second.counters().total, second.counters().completed) == (6, 6)
+    assert virtual_time.run(first.sweep()).kept == 4
+
+
+def test_live_wins_over_what_is_carried() -> None:
+    """An edit and a delete come while the first carried documents are on their way to the space."""
+
+    async def story(_: World, second: World) -> None:
+        second.start_worker("b")
+        held, writes = asyncio.Event(), 0
+
+        async def wait(verb: str, ids: Sequence[object]) -> Effect | None:
+            nonlocal writes
+            writes += 1
+            if writes == 2:  # the first was of what the log still has
+                held.set()
+                await asyncio.sleep(1.5)
+            return None
+
+        second.workers["b"].network.on_write = wait
+        await held.wait()
+        put(second, "k1", "edited")
+        second.produce("k2", None)
+
+    _, second = forgetting(story)
+    assert second.counters().carried == 4
+
+
+def test_a_delete_whose_tombstone_is_gone_when_the_memory_is_rebuilt() -> None:
+    """Live saw it before a restart; only the serving space can still tell, and that has come further."""
+
+    async def story(first: World, second: World) -> None:
+        second.state = second.state.model_copy(update={"paused": "replay"})
+        second.start_worker("b")
+        await asyncio.sleep(3.0)
+        second.produce("k2", None)
+        put(second, "k9", "later")
+        await asyncio.sleep(3.0)
+        await second.stop_worker("b")
+        first.compact(keep_last=0, expire_tombstones=True)
+        second.start_worker("c")
+        second.state = second.state.model_copy(update={"paused": None})
+
+    _, second = forgetting(story)
+    assert second.counters().carried == 3
+
+
+def test_a_serving_space_that_lags_is_waited_for() -> None:
+    async def story(first: World, second: World) -> None:
+        first.state = first.state.model_copy(update={"paused": "all"})
+        await asyncio.sleep(1.0)
+        second.produce("k2", None)
+        put(second, "k3", "edited")
+        second.state = second.state.model_copy(update={"paused": "replay"})
+        second.start_worker("b")
+        await asyncio.sleep(3.0)
+        await second.stop_worker("b")
+        second.state = second.state.model_copy(update={"paused": None})
+        second.start_worker("c")  # its live lane begins behind the delete
+        await asyncio.sleep(20.0)
+        assert second.state.replayed == []
+        assert "brought over" in second.progress["docs/v2/0"].reason
+        first.state = first.state.model_copy(update={"paused": None})
+
+    forgetting(story)
+
+
+def test_a_carry_that_is_killed_begins_again() -> None:
+    async def story(_: World, second: World) -> None:
+        second.start_worker("b")
+        writes = 0
+
+        async def last(verb: str, ids: Sequence[object]) -> Effect | None:
+            nonlocal writes
+            writes += 1
+            if writes == 3:
+                second.kill_worker("b")
+            return "late" if writes == 3 else None
+
+        second.limits = Limits(batch=1, window=2, read_records=1, write_deadline_s=2.0, settle_s=4.0)
+        second.workers["b"].network.on_write = last
+        await asyncio.sleep(2.0)
+        second.produce("k1", None)
+        second.start_worker("c")
+
+    forgetting(story)
+
+
+def test_a_carried_write_of_unknown_outcome_is_mended_from_the_serving_space() -> None:
+    """Where documents have chunks all of a doubtful one is written again, and here no record can say what."""
+
+    async def story(_: World, second: World) -> None:
+        second.start_worker("b")
+        uuid, told = object_id("docs", "k1", 0), False
+
+        async def unheard(verb: str, ids: Sequence[object]) -> Effect | None:
+            nonlocal told
+            if verb != "upsert" or uuid not in ids or told:
+                return None
+            told = True
+            return "applied"
+
+        second.workers["b"].network.on_write = unheard
+
+    _, second = forgetting(story, chunks=True)
+    assert second.counters().mended >= 1
+
+
+def test_repair_removes_nothing_that_the_log_has_forgotten() -> None:
+    async def story(first: World, second: World) -> None:
+        first.ask("repair")
+        second.start_worker("b")
+        await second.until_settled()
+        second.ask("repair")
+        await asyncio.sleep(5.0)
+
+    forgetting(story)
+
+
+def test_repair_brings_over_what_was_not_there_to_carry() -> None:
+    """Nothing served while the second version was built: what the log had forgotten is lost, named, and then had."""
+
+    async def story(_: World, second: World) -> None:
+        second.beside_serves = False
+        second.start_worker("b")
+        await second.until_settled()
+        found = await second.sweep()
+        assert (found.clean, found.kept, found.lost) == (True, 0, 4)
+        assert found.examples["lost"] == ["k0", "k1", "k2", "k3"]
+        second.beside_serves = True
+        second.ask("repair")
+        await asyncio.sleep(10.0)
+        put(second, "k3", "edited since")
+
+    forgetting(story)
+
+
+def test_a_serving_version_that_has_stopped_gives_nothing() -> None:
+    """It may hold what was deleted since. What it alone has is counted as lost, and does not hold up the build."""
+
+    async def story(first: World, second: World) -> None:
+        await first.stop_worker("a")
+        first.state = first.state.model_copy(update={"failure": Failure(cause="its space is gone")})
+        second.start_worker("b")
+        await second.until_settled()
+        assert (await second.sweep()).lost == 4
+        first.state = first.state.model_copy(update={"failure": None})
+        first.start_worker("c")
+        await first.until_settled()
+        second.ask("repair")
+        await asyncio.sleep(10.0)
+
+    forgetting(story)
+
+
+def test_what_goes_from_the_log_under_a_held_replay() -> None:
+    """It was counted by the plan, and is gone when its turn comes."""
+
+    async def story(first: World, second: World) -> None:
+        for n in range(20, 40):
+            put(second, f"k{n}", f"text {n}")
+        await first.until_settled()
+        await second.abort_build()
+        second.state = second.state.model_copy(update={"paused": "replay"})
+        second.start_worker("b")
+        await asyncio.sleep(5.0)
+        assert second.counters().total == 22
+        first.forget(0, 26)
+        second.state = second.state.model_copy(update={"paused": None})
+
+    _, second = forgetting(story)
+    assert virtual_time.run(second.sweep()).kept == 26
+
+
+def test_a_delete_that_live_has_seen_and_the_serving_space_has_not() -> None:
+    """It comes while others are brought over; its document is read from there afterwards, and is not written."""
+
+    async def story(first: World, second: World) -> None:
+        second.start_worker("b")
+        held, writes = asyncio.Event(), 0
+
+        async def wait(_: str, __: Sequence[object]) -> Effect | None:
+            nonlocal writes
+            writes += 1
+            if writes == 3:  # the first two were of what the log still has
+                held.set()
+                await asyncio.sleep(1.5)
+            return None
+
+        second.workers["b"].network.on_write = wait
+        await held.wait()
+        first.state = first.state.model_copy(update={"paused": "all"})
+        await asyncio.sleep(0.5)
+        second.produce("k11", None)
+        await asyncio.sleep(15.0)
+        assert second.state.replayed == [0]
+        first.state = first.state.model_copy(update={"paused": None})
+
+    small = Limits(batch=1, window=2, read_records=1, write_deadline_s=2.0, settle_s=4.0)
+    _, second = forgetting(story, documents=14, limits=small)
+    assert second.counters().suppressed_by_live_delete == 1
+
+
+def test_a_carry_is_not_done_before_its_writes_are() -> None:
+    """A worker dies with a carried document on its way, which never arrives: the next one brings it over."""
+
+    async def story(_: World, second: World) -> None:
+        second.start_worker("b")
+        held, writes = asyncio.Event(), 0
+
+        async def lost(_: str, __: Sequence[object]) -> Effect | None:
+            nonlocal writes
+            writes += 1
+            if writes != 2:
+                return None
+            held.set()
+            await asyncio.sleep(1.5)
+            return "lost"
+
+        second.workers["b"].network.on_write = lost
+        await held.wait()
+        await asyncio.sleep(1.0)
+        assert second.state.replayed == []
+        second.kill_worker("b")
+        second.start_worker("c")
+
+    forgetting(story)
+
+
+@pytest.mark.parametrize(
+    ("verb", "error", "lost"),
+    [
+        ("scan", AccessDenied("Weaviate refuses access (403)", next_step="check weaviate.api_key"), 0),
+        ("scan", NotFound("Weaviate does not have it", next_step="`crossfade status` lists the spaces there are"), 0),
+        ("scan", IdentityChanged("the space Docs_v1_1_x is gone", next_step="see `crossfade status`"), 0),
+        ("properties", ConfigurationError("Weaviate refuses the request (422)", next_step="correct its schema"), 4),
+    ],
+)
+def test_a_fault_of_the_serving_space_does_not_stop_the_build(verb: str, error: Terminal, lost: int) -> None:
+    """The replay and live go on without it, the fault is named, and what is still due comes over once it is gone; by
+    whoever owns the partition then."""
+
+    async def story(_: World, second: World) -> None:
+        second.beside_fault = verb, error
+        second.start_worker("b")
+        put(second, "k9", "live")
+        await second.until_settled()
+        assert {"k4", "k5", "k9"} == (await second.stored()).keys()
+        report = second.progress["docs/v2/0"]
+        assert report.status == "ready"
+        assert "no longer has are not brought over from docs/v1" in report.reason
+        assert error.message in report.reason
+        assert error.next_step in report.reason
+        found = await second.sweep()
+        assert (found.clean, found.lost) == (True, lost)
+        assert found.unread == ("" if lost else f"{error.message}; next: {error.next_step}")
+        put(second, "k3", "edited since")
+        await asyncio.sleep(100.0)
+        await second.stop_worker("b")
+        second.beside_fault = None
+        second.start_worker("c")
+        await asyncio.sleep(5.0)
+        assert second.progress["docs/v2/0"].reason == ""
+
+    _, second = forgetting(story)
+    assert second.counters().total == second.counters().completed
+
+
+def test_a_serving_group_that_may_not_be_looked_at_does_not_stop_the_build() -> None:
+    async def story(first: World, second: World) -> None:
+        second.start_worker("b")
+        kafka = second.workers["b"].runner._kafka
+        committed = kafka.committed
+
+        async def refused(group: str, topic: str) -> Mapping[int, Commit]:
+            if group == first.live_group:
+                raise AccessDenied("the broker refuses the group", next_step="grant DESCRIBE on it")
+            return await committed(group, topic)
+
+        kafka.committed = refused  # type: ignore[method-assign]
+        put(second, "k9", "live")
+        await second.until_settled()
+        assert "the broker refuses the group; next: grant DESCRIBE on it" in second.progress["docs/v2/0"].reason
+        kafka.committed = committed  # type: ignore[method-assign]
+        await asyncio.sleep(60.0)
+
+    forgetting(story)
+
+
+def test_what_is_due_from_the_serving_space_is_known_after_a_kill() -> None:
+    """It is in the commits before the replay is called complete."""
+
+    async def story(_: World, second: World) -> None:
+        second.beside_fault = "scan", AccessDenied("Weaviate refuses access (403)")
+        second.start_worker("b")
+        while second.state.replayed != [0]:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
+        second.kill_worker("b")
+        second.beside_fault = None
+        second.start_worker("c")
+        await asyncio.sleep(20.0)
+
+    forgetting(story)
+
+
+def test_a_serving_space_that_fails_on_the_way_leaves_the_rest_due() -> None:
+    """What had been delivered is resolved before the memory of what live has seen is given up."""
+
+    async def story(_: World, second: World) -> None:
+        second.start_worker("b")
+        carried = on_their_way = 0
+
+        async def then_refused(_: str, ids: Sequence[object]) -> Effect | None:
+            nonlocal carried, on_their_way
+            carried += 1
+            if carried == 3:  # the first two were of what the log still has
+                second.beside_fault = "properties", AccessDenied("Weaviate refuses access (403)")
+            if carried >= 3:
+                on_their_way += 1
+                await asyncio.sleep(1.9)
+                on_their_way -= 1
+            return None
+
+        second.workers["b"].network.on_write = then_refused
+        while second.beside_fault is None:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
+        second.produce("k2", None)
+        while second.state.replayed != [0]:  # noqa: ASYNC110  simulated time
+            await asyncio.sleep(0.01)
+        assert not on_their_way
+        await second.until_settled()
+        assert 3 <= len(await second.stored()) < 29
+        second.beside_fault = None
+        await asyncio.sleep(40.0)
+
+    wide = Limits(batch=1, window=50, read_records=1, write_deadline_s=2.0, settle_s=4.0)
+    forgetting(story, documents=30, limits=wide)
+
+
+def test_what_the_model_refuses_is_asked_once_however_often_the_rest_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of the serving space cannot be read, so what is due is tried again and again; a person's repair asks for
+    the refused one too."""
+    pages = pages_of
+
+    async def then_broken(old: OldSpace) -> AsyncIterator[list[Head]]:
+        async for page in pages(old):
+            yield page
+        raise OldSpaceFault(old.state, "somebody else's object stands in it", "find out who writes there")
+
+    async def story(_: World, second: World) -> None:
+        monkeypatch.setattr("tests.merge.world.REFUSED_BY_MODEL", "text 1")
+        monkeypatch.setattr(mend, "pages_of", then_broken)
+        second.refusing = True
+        second.beside_fault = "scan", AccessDenied("Weaviate refuses access (403)")
+        second.start_worker("b")
+        await second.until_settled()
+        second.beside_fault = None
+        put(second, "k9", "live")
+        await asyncio.sleep(600.0)
+        assert (await second.stored()).keys() == {"k0", "k2", "k3", "k4", "k5", "k9"}
+        assert second.progress["docs/v2/0"].reason.count("somebody else's object") == 1
+        assert len(second.dead_letters) == 1
+        monkeypatch.setattr(mend, "pages_of", pages)
+        second.refusing = False
+        second.ask("repair")
+        await asyncio.sleep(30.0)
+        assert second.progress["docs/v2/0"].reason == ""
+
+    forgetting(story)
+
+
+def _one_late_delete(second: World) -> None:
+    """The next delete of worker b gets no answer, and lands 3.5 s later."""
+    network = second.workers["b"].network
+    network.land_after_s = 3.5
+    late: list[Effect] = ["late"]
+
+    async def fate(verb: str, _: object) -> Effect | None:
+        return late.pop() if late and verb in ("erase", "delete") else None
+
+    network.on_write = fate
+
+
+def test_a_doubtful_document_whose_only_holder_cannot_be_read_comes_over_later() -> None:
+    """It is overwritten by a late delete while its owner goes on, and the log has forgotten it."""
+
+    async def main() -> None:
+        first, second = await _both_ready()
+        _one_late_delete(second)
+        second.produce("k1", None)
+        await asyncio.sleep(1.5)
+        put(second, "k1", "again")
+        await asyncio.sleep(1.5)
+        await first.until_settled()
+        first.forget(0, second.kafka.topic(TOPIC).partition(0).end)
+        second.beside_fault = "properties", AccessDenied("Weaviate refuses access (403)")
+        await asyncio.sleep(40.0)
+        assert "k1" not in await second.stored()
+        assert "Weaviate refuses access (403)" in second.progress["docs/v2/0"].reason
+        second.beside_fault = None
+        await asyncio.sleep(60.0)
+        await second.until_settled()
+        await second.check()
+
+    random.seed(1)
+    virtual_time.run(main())
+
+
+def test_a_serving_version_that_goes_on_gives_what_is_due() -> None:
+    async def story(first: World, second: World) -> None:
+        first.state = first.state.model_copy(
+            update={"failure": Failure(cause="its disk was full", next_step="free it")}
+        )
+        second.start_worker("b")
+        await second.until_settled()
+        assert "it has stopped: its disk was full; next: free it" in second.progress["docs/v2/0"].reason
+        first.state = first.state.model_copy(update={"failure": None})
+        await asyncio.sleep(40.0)
+        assert second.counters().mended == 4
+
+    forgetting(story)
+
+
+def test_an_automatic_sweep_brings_back_nothing_whose_delete_the_serving_version_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of that delete nobody has a trace any more. It is counted; a person may ask for it."""
+    swept = sweeps(monkeypatch)
+
+    async def main() -> None:
+        first, second = await _both_ready()
+        await second.store.space(second.state.space).delete([object_id("docs", "k1", 0)])
+        pause(second, "all")
+        await asyncio.sleep(2.0)
+        put(second, "k9", "later")
+        await _a_long_time(second)
+        pause(second, None)
+        await asyncio.sleep(30.0)
+        await second.until_settled()
+        assert swept, "nothing was swept"
+        assert not any(swept)
+        found = await second.sweep()
+        assert (found.clean, found.lost, found.examples.get("lost")) == (True, 1, ["k1"])
+        assert "k1" not in await second.stored()
+        second.ask("repair")
+        await asyncio.sleep(10.0)
+        assert (await second.sweep()).lost == 0
+        assert "k1" in await first.stored()
+
+    random.seed(1)
+    virtual_time.run(main())
+
+
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every worker from now on, each with whether somebody asked for it."""
+    swept: list[bool] = []
+    sweep = Mender.sweep
+
+    async def counted(self: Mender, ledger: PartitionLedger, *, asked: bool = False) -> int:
+        swept.append(asked)
+        return await sweep(self, ledger, asked=asked)
+
+    monkeypatch.setattr(Mender, "sweep", counted)
+    return swept
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_doubts_that_are_handed_on_are_swept_for_once(monkeypatch: pytest.MonkeyPatch, forgets: bool) -> None:
+    """Also where nothing serves, and where the log has lost nothing: then nothing is to be brought over."""
+    swept = sweeps(monkeypatch)
+
+    async def story(world: World) -> None:
+        await late_then_newer(world)()
+        await world.stop_worker("a")
+        if forgets:
+            world.forget(0, 1)
+        world.start_worker("b")
+        await asyncio.sleep(100.0)
+
+    play(story)
+    assert swept == [False]
+
+
+async def _both_ready(*, chunks: bool = False) -> tuple[World, World]:
+    """As for `forgetting`, and the second version has what the log has forgotten."""
+    first = World(1, partitions=1, chunks=chunks, limits=LIMITS)
+    await first.start_build()
+    first.start_worker("a")
+    for n in range(6):
+        put(first, f"k{n}", f"text {n}|and more" if chunks else f"text {n}")
+    await first.until_settled()
+    first.forget(0, 4)
+    second = World(1, partitions=1, chunks=chunks, limits=LIMITS, beside=first)
+    await second.start_build()
+    second.start_worker("b")
+    await second.until_settled()
+    await second.check()
+    return first, second
+
+
+def test_a_doubtful_document_that_the_log_forgets_before_it_is_read_back() -> None:
+    """A late delete takes it away after its owner has left; only a sweep finds that, and only the serving space has
+    it: a sweep for the sake of doubts brings over, though nobody has asked."""
+
+    async def main() -> None:
+        first, second = await _both_ready()
+        _one_late_delete(second)
+        second.produce("k1", None)
+        await asyncio.sleep(1.5)
+        assert second.store.late
+        put(second, "k1", "again")
+        await asyncio.sleep(1.0)
+        await second.stop_worker("b")
+        await first.until_settled()
+        first.forget(0, second.kafka.topic(TOPIC).partition(0).end)
+        await asyncio.sleep(3.0)
+        assert not second.store.late
+        assert "k1" not in await second.stored()
+        second.start_worker("c")
+        await second.until_settled()
+        await second.check()
+        assert (await second.stored())["k1"][0]["cf_text"] == "again"
+
+    random.seed(1)
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_a_forgotten_document_without_one_of_its_chunks_is_lost_and_brought_over_whole(chunk: int) -> None:
+    async def main() -> None:
+        _, second = await _both_ready(chunks=True)
+        await second.store.space(second.state.space).delete([object_id("docs", "k1", chunk)])
+        found = await second.sweep()
+        assert (found.kept, found.torn, found.lost, found.examples.get("lost")) == (3, 1, 1, ["k1"])
+        second.ask("repair")
+        await asyncio.sleep(10.0)
+        await second.until_settled()
+        await second.check()
+        found = await second.sweep()
+        assert (found.kept, found.torn, found.lost) == (4, 0, 0)
+
+    random.seed(1)
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize(
+    ("fault", "history"),
+    [
+        ("2-forgotten", test_what_goes_from_the_log_under_a_held_replay),
+        ("5-carry", test_a_delete_that_live_has_seen_and_the_serving_space_has_not),
+        ("7-resolved", test_a_replay_is_not_done_before_its_writes_are),
+        ("7-carry", test_a_carry_is_not_done_before_its_writes_are),
+        ("8-forgotten", test_what_the_log_has_forgotten_comes_from_the_serving_space),
+        ("7-owed", test_what_is_due_from_the_serving_space_is_known_after_a_kill),
+        ("8-torn", lambda: test_a_forgotten_document_without_one_of_its_chunks_is_lost_and_brought_over_whole(1)),
+        ("11-forgotten", test_a_carried_write_of_unknown_outcome_is_mended_from_the_serving_space),
+        ("11-lacks", test_a_doubtful_document_that_the_log_forgets_before_it_is_read_back),
+    ],
+)
+def test_a_broken_rule_shows_in_these(fault: str, history: Callable[[], None]) -> None:
+    with broken.break_rule(fault), pytest.raises(AssertionError):
+        history()

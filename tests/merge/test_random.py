@@ -35,6 +35,16 @@ def test_whatever_happens_the_space_equals_the_oracle() -> None:
     print(f"{played} schedules in {took_s:.0f} s, {played / took_s:.1f} a second on {cores} cores")
 
 
+def test_what_the_log_forgets_is_not_lost() -> None:
+    """The log loses its beginning, before a second version is built and while it is; the oracle forgets nothing."""
+    played = max(pool.BLOCK, SEEDS // 10)
+    with pool.processes() as executor:
+        firsts = range(0, played, pool.BLOCK)
+        plays = [executor.submit(pool.play, first, min(first + pool.BLOCK, played), True) for first in firsts]
+        found = next(filter(None, (play.result() for play in plays)), None)
+    assert found is None, found.report
+
+
 def test_in_calm_weather_nothing_is_embedded_twice() -> None:
     for seed in range(100):
         world = scenario.play(seed, calm=True)

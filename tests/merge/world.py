@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,13 +15,14 @@ import orjson
 
 from connectors import reserved
 from connectors.embedders.base import RejectedTexts
-from connectors.errors import Unreachable
+from connectors.errors import Terminal, Unreachable
 from connectors.memory.embedder import MemoryEmbedder
 from connectors.memory.log import MemoryLog
 from connectors.memory.store import MemoryStore
-from connectors.protocols import JSON, Record, SpaceSpec
-from streams.build import Batch, Build, Limits
+from connectors.protocols import JSON, Record, Space, SpaceSpec
+from streams.build import Build, Limits
 from streams.build_runner import BuildRunner
+from streams.carrying import OldSpace, serves_beside
 from streams.config_operation import TierName
 from streams.documents import DocumentSchema, key_digest
 from streams.encoding import Encoder
@@ -33,8 +34,18 @@ from streams.state import BuildState, Command, Failure, Request, TopicNames
 from streams.tiers import Passes, arrange
 from streams.versions import Envelope, Stage
 from tests import oracle
-from tests.merge.network import REFUSED_BY_STORE, Network, NextFault, SimLog, SimReader, SimSpace, Weather
+from tests.merge.network import (
+    REFUSED_BY_STORE,
+    Network,
+    NextFault,
+    RefusingSpace,
+    SimLog,
+    SimReader,
+    SimSpace,
+    Weather,
+)
 from tests.pools import pool_of
+from tests.queue_host import QueueHost
 
 TOPIC = "docs"
 REFUSED_BY_MODEL = "refused-by-model"
@@ -43,29 +54,6 @@ NAMES = TopicNames("cf")
 SESSION_S = 6.0
 DEADLINE_S = 2.0
 TOMBSTONES_MS = 60_000
-
-
-class QueueHost:
-    """build_runner.AgentHost on a plain queue."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[list[Batch]] = asyncio.Queue(maxsize=2)
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self, body: Callable[[AsyncIterable[list[Batch]]], Awaitable[None]]) -> None:
-        async def stream() -> AsyncIterator[list[Batch]]:
-            while True:
-                yield await self._queue.get()
-
-        self._task = asyncio.ensure_future(body(stream()))
-
-    async def put(self, delivery: list[Batch]) -> None:
-        await self._queue.put(delivery)
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
 
 class SplitAt:
@@ -124,7 +112,8 @@ class Worker:
 class World:
     """One build of one version of one collection. `limits` as small as they can be, so that every bound is met.
 
-    `beside`: the world whose topic, store and weather this one shares; it builds another version.
+    `beside`: the world whose topic, store and weather this one shares; it builds another version. `beside_fault`: which
+    read of that world's space is refused to this one, and with what.
     """
 
     def __init__(
@@ -138,6 +127,9 @@ class World:
         beside: World | None = None,
     ) -> None:
         self.seed = seed
+        self.beside = beside
+        self.beside_serves = True
+        self.beside_fault: tuple[str, Terminal] | None = None
         self.rng = random.Random(seed)
         self.loop = asyncio.get_running_loop()
         self.limits = limits
@@ -222,6 +214,17 @@ class World:
         self.compacted = True
         self.say("compact, tombstones expire")
 
+    def forget(self, partition: int, before: int) -> None:
+        """Retention: the log of a partition begins there."""
+        self.say(f"partition {partition} forgets all below {before}")
+        self.kafka.truncate(TOPIC, partition, before)
+        self.compacted = True
+
+    def read_up_to(self, partition: int) -> int:
+        """What its live lane has still to read begins there."""
+        commits = self.kafka.group(TOPIC, self.live_group).commits
+        return commits[partition].offset if partition in commits else self.state.start.get(partition, 0)
+
     async def abort_build(self) -> None:
         """As the controller does for `abort` and the next `start`: another epoch, nothing of the former remains."""
         for name in sorted(self.workers):
@@ -303,6 +306,7 @@ class World:
                 limits=self.limits,
                 wall_ms=lambda: round(self.loop.time() * 1000) + 1_000_000,
                 order=self._order,
+                old_space=lambda: self._old_space(network),
             )
             builds.append(build)
             return build
@@ -321,6 +325,18 @@ class World:
             self._held,
         )
         self.workers[name] = Worker(name, network, runner, asyncio.ensure_future(runner.run()), builds)
+
+    def _old_space(self, network: Network) -> OldSpace | None:
+        """The first version serves, once it is complete."""
+        first = self.beside
+        if first is None or not self.beside_serves or first.state.stage is not Stage.READY:
+            return None
+        if not serves_beside(self.state, first.state):
+            return None
+        return OldSpace(first.state, self._space_beside(network, first), first.live_group)
+
+    def _space_beside(self, network: Network, first: World) -> Space:
+        return RefusingSpace(network, self.store.space(first.state.space), lambda: self.beside_fault)
 
     async def _order(self, _: int, index: KeyIndex, tiers: Sequence[TierName] | None) -> Passes:
         wanted: Sequence[TierName] = ("listed", "newest") if tiers is None else tiers
@@ -407,8 +423,7 @@ class World:
         def refused(text: str) -> bool:
             return (self.refusing and REFUSED_BY_MODEL in text) or REFUSED_BY_STORE in text
 
-        visible = [r for r in self.records if self.kafka.topic(TOPIC).partition(r.partition).visible(r.offset)]
-        expected = oracle.expect(visible, SCHEMA, self.chunker.split, refused, 2 if self.calm else 1)
+        expected = oracle.expect(self._visible(), SCHEMA, self.chunker.split, refused, 2 if self.calm else 1)
         if self.compacted:  # a record of a held key may have gone before anyone read it
             expected.loose.update(expected.held)
         return expected
@@ -433,12 +448,27 @@ class World:
         assert not wrong, f"a late write changed what was called settled: {wrong[:5]}"
         found = await self.sweep()
         assert found.clean, f"the sweep finds {found}"
-        assert found.held == len(expected.held), f"the sweep counts {found.held} held, {len(expected.held)} are"
+        newest = {(record.key or b"").decode(errors="backslashreplace"): record for record in self._visible()}
+        in_log = [key for key in expected.held if not self._forgotten(newest[key])]
+        assert found.held == len(in_log), f"the sweep counts {found.held} held, {len(in_log)} are"
+        kept = {key for key in await self.stored() if self._forgotten(newest[key])}
+        assert found.kept == len(kept), f"the sweep counts {found.kept} kept, {sorted(kept)} are"
+        lost = set(found.examples.get("lost", []))
+        assert lost <= expected.held.keys(), f"search would lose {sorted(lost)}"
+
+    def _visible(self) -> list[Record]:
+        return [r for r in self.records if self.kafka.topic(TOPIC).partition(r.partition).visible(r.offset)]
+
+    def _forgotten(self, record: Record) -> bool:
+        return record.offset < self.kafka.topic(TOPIC).partition(record.partition).start
 
     async def sweep(self) -> Sweep:
         held = {at for at, _ in self.dead_letters}
         space = self.store.space(self.state.space)
-        return await sweep(self.state, SCHEMA, self.kafka, space, self.live_group, held)
+        serving: Space | None = self.store.space(self.beside.state.space) if self.beside else None
+        if self.beside and self.beside_fault:
+            serving = self._space_beside(self.workers[min(self.workers)].network, self.beside)
+        return await sweep(self.state, SCHEMA, self.kafka, space, self.live_group, held, serving=serving)
 
     def counters(self) -> Counters:
         total = Counters()

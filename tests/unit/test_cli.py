@@ -61,6 +61,16 @@ def test_help_loads_no_client_library() -> None:
     assert all(f"  {verb} " in done.stdout for verb in VERBS)
 
 
+def test_status_loads_no_client_that_it_does_not_use() -> None:
+    script = (
+        "import sys\nimport streams.cli.status\n"
+        "heavy = {'weaviate', 'faust', 'grpc'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_says_what_it_does_with_an_example(verb: str) -> None:
     result = call(verb, "--help")
@@ -212,9 +222,9 @@ def test_logs_are_one_line_and_other_libraries_are_quiet(capsys: pytest.CaptureF
     undo = logs.to_stderr("info")
     try:
         logging.getLogger("streams.app").info("first\n  next: second")
-        logging.getLogger("aiokafka.client").warning("not shown")
+        logging.getLogger("faust.app").warning("not shown")
         for port in (1, 2, 3):
-            logging.getLogger("aiokafka.client").error("Unable to connect to node %d", port)
+            logging.getLogger("faust.app").error("Unable to connect to node %d", port)
         logging.getLogger("httpx").info("not shown")
     finally:
         undo()

@@ -35,6 +35,9 @@ def head(offset: int = 40, partition: int = 1) -> Head:
         (head(), NEWEST, {"held": True}, "current"),  # redriven since
         (None, None, {}, "current"),
         (head(), None, {}, "extra"),
+        (head(), None, {"older": True}, "kept"),
+        (head(39), NEWEST, {"older": True}, "stale"),
+        (head(39), NEWEST, {"older": True, "deletes": True}, "extra"),
     ],
 )
 def test_verdicts(stored: Head | None, newest: Record | None, facts: dict[str, Any], verdict: str) -> None:

@@ -28,7 +28,7 @@ from connectors.protocols import Embedder, SpaceSpec, Write
 from streams import config
 from streams.config import Settings
 from streams.config_embedders import Version
-from streams.config_operation import Hook
+from streams.config_operation import Hook, Routes
 from streams.controller import Controller
 from streams.migration.gate import Check, GateResult, Swept, Verdict
 from streams.migration.sweep import Sweep
@@ -152,6 +152,7 @@ class World:
         self.path = folder / "crossfade.yaml"
         self.path.write_text(CONFIG)
         self.found: dict[str, int] = {}
+        self.unread = ""
         self.verdict = Verdict.PASS
         self.golden_read = 0
         self.notes: tuple[str, ...] = ()
@@ -174,14 +175,34 @@ class World:
         except (ConfigurationError, NotFound):
             return []
 
+    def routes(self, collection: str) -> Routes | None:
+        try:
+            return self.settings().collection(collection).routes
+        except (ConfigurationError, NotFound):
+            return None
+
     def embedder(self, version: Version) -> list[tuple[str, Embedder]]:
         return [("memory", MemoryEmbedder(version.dimensions))]
 
-    async def sweep(self, build: BuildState) -> Sweep:
+    async def sweep(self, build: BuildState, serving: BuildState | None) -> Sweep:
         self.sweeping()
         missing, stale, extra = (self.found.get(name, 0) for name in ("missing", "stale", "extra"))
         held = ["k"] * self.found.get("held", 0)
-        return Sweep(build.collection, build.version, 10, missing, stale, extra, held, moved=0, examples={})
+        lost = self.found.get("lost", 0)
+        examples = {"lost": [f"old-{n}" for n in range(lost)]} if lost else {}
+        return Sweep(
+            build.collection,
+            build.version,
+            10,
+            missing,
+            stale,
+            extra,
+            held,
+            moved=0,
+            examples=examples,
+            lost=lost,
+            unread=self.unread,
+        )
 
     async def judge(self, build: BuildState, serving: BuildState | None, swept: Swept) -> GateResult:
         self.judged.append((build.version, serving.version if serving else None))
@@ -224,6 +245,7 @@ class World:
             queries=self.golden,
             file_exists=self.file_exists,
             hooks=self.hooks,
+            routes=self.routes,
         )
         controller = Controller(NAMES, outside, MemoryWriter(self), self.progress)
         await controller.take_over(self.view)
@@ -366,6 +388,38 @@ async def test_refusals_name_the_next_step(world: World) -> None:
     refused = await world.ask(controller, "retire", "v1", confirm="v1")
     assert (refused.ok, refused.next_step) == (False, "crossfade rollback docs")
     await world.check()
+
+
+async def test_what_search_would_lose_is_given_up_by_number_only(world: World) -> None:
+    """Documents that the topic has forgotten: refused, also for fewer than there are, and kept in the outcome."""
+    controller = await world.controller()
+    await world.ready(controller, "v1")
+    world.found = {"lost": 3}
+    refused = await world.ask(controller, "cutover", "v1")
+    assert not refused.ok
+    assert "would lose 3 of the documents" in refused.message
+    assert "old-0, old-1, old-2" in refused.message
+    assert "--accept-lost 3" in refused.next_step
+    for too_few in (2, True, "3"):
+        assert not (await world.ask(controller, "cutover", "v1", accept_lost=too_few)).ok
+    done = await world.ask(controller, "cutover", "v1", accept_lost=3)
+    assert done.ok
+    assert (done.data["lost"], done.data["accepted_lost"]) == (3, 3)
+
+
+async def test_what_search_would_lose_must_be_known(world: World) -> None:
+    """A serving space that cannot be read: whatever number was accepted, it is of nothing."""
+    controller = await world.controller()
+    await world.ready(controller, "v1")
+    world.unread = "Weaviate refuses access (403); next: check weaviate.api_key"
+    for accepted in ({}, {"accept_lost": 10**9}):
+        refused = await world.ask(controller, "cutover", "v1", **accepted)
+        assert not refused.ok
+        assert "is not known: the space that serves cannot be read: Weaviate refuses access (403)" in refused.message
+        assert "crossfade cutover docs v1" in refused.next_step
+        assert refused.data["unread"] == world.unread
+    world.unread = ""
+    assert (await world.ask(controller, "cutover", "v1")).ok
 
 
 @pytest.mark.parametrize("kind", ["missing", "stale", "extra", "held"])

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from connectors import reserved
 from connectors.errors import ConfigurationError, Terminal, Unreachable
-from connectors.protocols import JSON, Bounds, Head, Hit, RangeBatch, Record
+from connectors.protocols import JSON, Bounds, Head, RangeBatch, Record
 from connectors.services import Addresses
 from streams import config, documents
 from streams.cli import cli
@@ -28,7 +28,7 @@ from streams.demo.load import Load
 from streams.demo.logcheck import Stood, compare, newest_records
 from streams.demo.report import Check, Narrator
 from streams.demo.stage import Stage
-from streams.search.router import Answer
+from streams.search.answer import Answer, Placed
 from streams.versions import Stage as BuildStage
 
 ADDRESSES = Addresses("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
@@ -95,9 +95,9 @@ async def test_the_editor_edits_deletes_and_brings_back_but_keeps_what_is_asked_
 # --- asking ---
 
 
-def hit(mark: str | None) -> Hit:
+def hit(mark: str | None) -> Placed:
     properties: dict[str, JSON] = {} if mark is None else {reserved.SPACE: mark}
-    return Hit(uuid4(), "a", 0, 1.0, 0.0, properties)
+    return Placed(uuid4(), "a", 0, 1.0, 0.0, properties, 0, "v2", "Docs_v2_2_abc", "abc")
 
 
 def answer(*marks: str | None, space: str = "Docs_v2_2_abc") -> Answer:
@@ -222,7 +222,7 @@ async def test_every_difference_between_log_and_space_is_found(
     fault(heads)
 
     class Scanned:
-        async def scan(self, page: int = 1000) -> AsyncIterator[list[Head]]:
+        async def scan(self, page: int = 2000) -> AsyncIterator[list[Head]]:
             yield list(heads.values())
 
     found = await compare(newest, Scanned())  # type: ignore[arg-type]  # the one call it makes

@@ -274,8 +274,11 @@ def test_at_rest_the_queue_is_one_request_at_most(lines: int, jitter: float) -> 
     virtual_time.run(main())
 
 
-def p99_alone_and_beside(server: Server, sizes: tuple[int, ...], concurrency: int) -> tuple[float, float]:
-    """50 live calls a second at random moments, alone, then beside a replay that began a second before."""
+def p99_alone_and_beside(
+    server: Server, sizes: tuple[int, ...], concurrency: int, *, search_s: float = 1.0, per_s: float = 50.0
+) -> tuple[float, float]:
+    """So many live calls a second at random moments, alone, then beside a replay; while that searches they come too,
+    and do not count."""
 
     async def main() -> tuple[float, float]:
         endpoint = Endpoint("e", server, concurrency=concurrency)
@@ -292,12 +295,12 @@ def p99_alone_and_beside(server: Server, sizes: tuple[int, ...], concurrency: in
             async with asyncio.TaskGroup() as group:
                 for _ in range(calls):
                     group.create_task(one())
-                    await asyncio.sleep(chance.expovariate(50))
+                    await asyncio.sleep(chance.expovariate(per_s))
             return sorted(taken_s)[int(0.99 * calls)]
 
         alone_s = await p99(500)
         replay = asyncio.create_task(Load(caller(endpoint), workers=100, sizes=sizes).run(1e9))
-        await asyncio.sleep(1.0)
+        await p99(int(search_s * per_s))
         beside_s = await p99(3000)
         replay.cancel()
         await asyncio.wait([replay])
@@ -316,6 +319,39 @@ def test_32_lines_serve_live_calls_beside_a_replay_nearly_as_fast_as_alone(make:
 def test_few_lines_let_a_live_call_wait_for_about_one_batch(lines: int, batches: float) -> None:
     alone_s, beside_s = p99_alone_and_beside(of_batches(lines, 0.085, 0.1), (150, 300, 500, 1000), 32)
     assert beside_s - alone_s <= batches * 0.085
+
+
+@pytest.mark.parametrize("per_s", [20.0, 100.0])
+@pytest.mark.parametrize("batch_s", [0.013, 0.085])
+@pytest.mark.parametrize("lines", [4, 16])
+def test_once_the_best_point_is_known_a_replay_leaves_room_for_live_calls(
+    lines: int, batch_s: float, per_s: float
+) -> None:
+    server = of_batches(lines, batch_s, 0.1)
+    alone_s, beside_s = p99_alone_and_beside(server, (150, 300, 500, 1000), 32, search_s=15.0, per_s=per_s)
+    assert beside_s <= 1.5 * alone_s
+
+
+def test_a_replay_keeps_half_of_the_endpoint_and_all_of_it_when_no_live_calls_come() -> None:
+    async def main() -> None:
+        server = of_batches(4, 0.02)
+        endpoint = Endpoint("e", server)
+        live = Load(lambda texts, tokens, _: endpoint.embed(texts, tokens=tokens, urgent=True), workers=2, sizes=(10,))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Load(caller(endpoint)).run(60.0))
+            group.create_task(live.run(40.0))
+            await asyncio.sleep(20.0)
+            for _ in range(200):
+                await asyncio.sleep(0.05)
+                assert endpoint._replay_in_flight == 2
+            await asyncio.sleep(20.0)
+            server._count(0)
+            ran = server.ran
+            await asyncio.sleep(9.0)
+            server._count(0)
+            assert server.ran - ran >= 0.98 * 9.0 * 4
+
+    virtual_time.run(main())
 
 
 @pytest.mark.parametrize(("before", "after"), [(6, 20), (20, 6)])

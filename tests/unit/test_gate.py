@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.config_operation import Gate
+from streams.config_operation import Gate, ShadowGate
 from streams.migration.evaluate import Comparison, Estimate, Figures, SliceQuality, SpaceQuality
 from streams.migration.gate import NOT_SWEPT, GateResult, Health, Swept, Unjudged, Verdict, judge
 from streams.progress import ProgressRecord
+from streams.search.tallies import ShadowTally
 
 CLEAN = Swept(checked=1000, missing=0, stale=0, extra=0, held=0)
 HEALTHY = Health(documents=1000, coverage=1.0, live_lag=3, unsettled=0, dead_letters=0, index_queue=0, swept=CLEAN)
@@ -295,3 +296,52 @@ def test_a_set_of_many_slices_does_not_fill_the_journal() -> None:
     result = judge(GATE, found(slices=worse), HEALTHY)
     assert len(result.notes) == 21
     assert result.notes[-1] == "4,980 more slices are worse: crossfade evaluate --json has all of them"
+
+
+def seen(compared: int = 100, overlap: float = 60.0, live_zero: int = 1, shadow_zero: int = 1) -> ShadowTally:
+    return ShadowTally(
+        live="v1", shadow="v2", k=10, compared=compared, overlap=overlap, live_zero=live_zero, shadow_zero=shadow_zero
+    )
+
+
+@pytest.mark.parametrize(
+    ("bounds", "shadow", "verdict", "said"),
+    [
+        (ShadowGate(), seen(), Verdict.PASS, {"shadow queries": Verdict.PASS, "shadow empty": Verdict.PASS}),
+        (ShadowGate(), seen(99), Verdict.INCONCLUSIVE, {"shadow queries": Verdict.INCONCLUSIVE}),
+        (ShadowGate(), ShadowTally(), Verdict.INCONCLUSIVE, {"shadow queries": Verdict.INCONCLUSIVE}),
+        (
+            ShadowGate(min_overlap=0.6),
+            seen(),
+            Verdict.PASS,
+            {"shadow queries": Verdict.PASS, "shadow overlap": Verdict.PASS, "shadow empty": Verdict.PASS},
+        ),
+        (
+            ShadowGate(min_overlap=0.61),
+            seen(),
+            Verdict.FAIL,
+            {"shadow queries": Verdict.PASS, "shadow overlap": Verdict.FAIL, "shadow empty": Verdict.PASS},
+        ),
+        (
+            ShadowGate(max_empty_increase=0.01),
+            seen(shadow_zero=3),
+            Verdict.FAIL,
+            {"shadow queries": Verdict.PASS, "shadow empty": Verdict.FAIL},
+        ),
+        (
+            ShadowGate(),
+            seen(live_zero=9, shadow_zero=3),
+            Verdict.PASS,
+            {"shadow queries": Verdict.PASS, "shadow empty": Verdict.PASS},
+        ),
+        (None, seen(shadow_zero=90), Verdict.PASS, {}),
+        (ShadowGate(), None, Verdict.PASS, {}),
+    ],
+)
+def test_shadowed_queries_are_judged_where_they_are_configured(
+    bounds: ShadowGate | None, shadow: ShadowTally | None, verdict: Verdict, said: dict[str, Verdict]
+) -> None:
+    gate = GATE.model_copy(update={"shadow": bounds})
+    result = judge(gate, found(), replace(HEALTHY, shadow=shadow))
+    assert result.verdict is verdict
+    assert {check.name: check.verdict for check in result.checks if check.name.startswith("shadow")} == said

@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -149,8 +148,8 @@ async def test_a_worker_without_the_golden_set_says_that_it_is_the_one(tmp_path:
     one = {"topic": "docs", "text": {"fields": ["text"]}, "gate": {"golden": str(tmp_path / "absent.jsonl")}}
     settings = Settings.model_validate({"collections": {"docs": {**one, "versions": {}}}})
     kafka = MemoryLog()
-    outside = cast(Outside, SimpleNamespace(settings=settings))
-    questions = Questions(outside, StateView(kafka.tail("state")), ProgressView(kafka.tail("progress")))
+    outside, state, progress = cast(Outside, None), StateView(kafka.tail("state")), ProgressView(kafka.tail("progress"))
+    questions = Questions(outside, state, progress, lambda: settings)
     with pytest.raises(ConfigurationError) as raised:
         await questions.queries("docs")
     assert f"the worker that judges, on {socket.gethostname()}, cannot use gate.golden: " in raised.value.message

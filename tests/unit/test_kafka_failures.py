@@ -108,6 +108,15 @@ def test_settings_show_no_secret() -> None:
     assert settings.consumer("group")["sasl.password"] == "hunter2"
 
 
+def test_what_is_fetched_ahead_is_bounded_in_bytes() -> None:
+    settings = KafkaSettings("broker:9092", prefetch_bytes=4 * 2**20)
+    conf = settings.consumer("group")
+    assert (conf["queued.max.messages.kbytes"], conf["fetch.max.bytes"]) == (4 * 1024, 4 * 2**20)
+    less = settings.consumer("group", prefetch_bytes=2**20)
+    assert (less["queued.max.messages.kbytes"], less["fetch.max.bytes"]) == (1024, 2**20)
+    assert settings.consumer("group", prefetch_bytes=1)["fetch.max.bytes"] == 2**20  # what librdkafka allows
+
+
 @pytest.mark.parametrize("name", ["enable.auto.commit", "auto.offset.reset", "isolation.level", "acks"])
 def test_what_the_rules_decide_cannot_be_set(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):

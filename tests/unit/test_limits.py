@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.embedders.concurrency import AdaptiveConcurrency
-from connectors.embedders.limits import Circuit, TokenBucket
+from connectors.embedders.limits import Circuit, LiveLoad, TokenBucket
 from tests.unit.test_endpoint import fixed_window, sliding_window
 
 
@@ -212,6 +212,83 @@ def test_the_limit_stays_in_its_bounds(events: list[tuple[str, int, float]]) -> 
         else:
             limiter.refused(ticket, number, throttled=kind == "throttled")
         assert 2 <= limiter.limit <= 20
+
+
+def at_rest(lines: int) -> AdaptiveConcurrency:
+    """An endpoint that serves `lines` at once, searched, then used with room left for live requests."""
+    limiter = AdaptiveConcurrency(64)
+    drive(limiter, lines, 5000)
+    for _ in range(5000):
+        if limiter.rests:
+            break
+        drive(limiter, lines, 1)
+    for _ in range(100):
+        limiter.succeeded(limiter.begin(max(1, lines // 2), yielding=True), 100, 1.0)
+    return limiter
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4, 13, 32])
+def test_requests_that_left_room_tell_how_many_are_served_at_once(lines: int) -> None:
+    assert abs(at_rest(lines).at_once - lines) <= lines // 32
+
+
+def test_requests_that_left_room_are_no_slower_endpoint() -> None:
+    limiter = at_rest(13)
+    limit = limiter.limit
+    for _ in range(3000):
+        limiter.succeeded(limiter.begin(6, yielding=True), 100, 1.0)
+    assert (limiter.limit, limiter.rests) == (limit, True)
+
+
+def test_the_limit_is_tried_again_after_some_thousand_requests_that_left_room() -> None:
+    limiter = at_rest(4)
+    trusted = tried = 0
+    while limiter.rests and trusted < 20_000:
+        limiter.succeeded(limiter.begin(2, yielding=True), 100, 1.0)
+        trusted += 1
+    while not limiter.rests and tried < 20_000:
+        drive(limiter, 4, 1)
+        tried += 1
+    assert 3000 <= trusted < 20_000
+    assert tried <= trusted / 100
+
+
+def test_until_it_is_known_half_the_limit_is_taken_for_what_is_served_at_once() -> None:
+    limiter = AdaptiveConcurrency(64)
+    assert (limiter.rests, limiter.at_once) == (False, limiter.limit // 2)
+    assert (AdaptiveConcurrency(7, 7).rests, AdaptiveConcurrency(7, 7).at_once) == (True, 7)
+
+
+def loaded(in_flight: float, seconds: float = 60.0) -> LiveLoad:
+    """Live requests of 10 ms, one after the other or beside each other, so that so many are in flight on average."""
+    load = LiveLoad()
+    for step in range(int(100 * seconds)):
+        begun = int((step + 1) * in_flight) - int(step * in_flight)
+        for _ in range(begun):
+            load.begun(0.01 * step)
+        for _ in range(begun):
+            load.ended(0.01 * (step + 1))
+    return load
+
+
+@pytest.mark.parametrize(("in_flight", "slots"), [(0.01, 1), (0.1, 2), (0.3, 2), (0.7, 3), (1.4, 4), (4.0, 8)])
+def test_live_requests_are_left_the_slots_their_load_asks_for(in_flight: float, slots: int) -> None:
+    assert loaded(in_flight).slots(60.0) == slots
+
+
+def test_without_live_requests_no_slot_is_kept() -> None:
+    assert LiveLoad().slots(0.0) == 0
+    load = loaded(4.0)
+    assert load.slots(64.0) > 0
+    assert load.slots(66.0) == 0
+    load.begun(100.0)
+    assert load.slots(100.0) == 1  # what was before is forgotten
+    assert load.slots(200.0) > 1  # it is in flight still
+    load.ended(200.0)
+
+
+def test_a_load_is_known_after_a_second() -> None:
+    assert loaded(0.7, 1.0).slots(1.0) == 3
 
 
 @pytest.mark.parametrize(("most", "least"), [(0, 1), (2, 3), (5, 0)])

@@ -117,7 +117,7 @@ def build(
     events: Sequence[tuple[int, bool]], *, pending: int, gap: int = 3
 ) -> tuple[KeyIndex, dict[int, tuple[int, bool]]]:
     builder = KeyIndexBuilder()
-    builder._PENDING = pending
+    builder.LEAST = builder._BLOCK = pending
     newest: dict[int, tuple[int, bool]] = {}
     for n, (key, gone) in enumerate(events):
         builder.add([narrow(key)], [n * gap], [gone])
@@ -360,7 +360,9 @@ def test_a_refused_key_is_not_waited_for() -> None:
     one = claimed(ledger, 0)
     ledger.doubt(one, 0.0)
     ledger.finish(one, Outcome.DEAD_LETTER)
-    assert not ledger.doubts, "it never had a form that could be expected"
+    assert ledger.due(0.0, 5) == [], "it never had a form that could be expected"
+    assert ledger.forget_held(0.0)
+    assert not ledger.doubts
     good = claimed(ledger, 1)
     ledger.doubt(good, 0.0)
     ledger.finish(good, Outcome.WRITTEN)
@@ -370,7 +372,23 @@ def test_a_refused_key_is_not_waited_for() -> None:
     assert (doubt.expected, doubt.held_at) == (Expected(1, False), 2), "the last good form may still be overwritten"
     ledger.claim([mend := event(ledger, 1, lane=Lane.MEND)])
     ledger.finish(mend, Outcome.DEAD_LETTER)
+    assert ledger.forget_held(0.0)
     assert not ledger.doubts, "refused once more: nothing else will ever be there"
+
+
+def test_what_was_sent_for_a_refused_form_may_still_harm_the_next() -> None:
+    """Its surplus chunks were deleted with an unknown outcome, then its chunk 0 was refused; a newer form has more."""
+    ledger = PartitionLedger(0, live_position=0, replaying=False)
+    refused = claimed(ledger, 0)
+    ledger.doubt(refused, 10.0)
+    ledger.finish(refused, Outcome.DEAD_LETTER)
+    assert not ledger.forget_held(9.0), "the delete may still land"
+    assert ledger.unsettled
+    newer = claimed(ledger, 1)
+    ledger.finish(newer, Outcome.WRITTEN)
+    assert not ledger.forget_held(10.0)
+    ((_, doubt),) = ledger.due(10.0, 5)
+    assert (doubt.expected, doubt.rewritten) == (Expected(1, False), False), "all of its chunks are looked at"
 
 
 def test_nothing_is_written_before_the_group_knows_of_every_doubt() -> None:
@@ -525,9 +543,7 @@ def test_millions_of_keys_are_sorted_beside_the_live_lane() -> None:
     count = 400_000
 
     class Log(MemoryLog):
-        async def read_range(
-            self, topic: str, partition: int, start: int, end: int, *, values: bool = True
-        ) -> AsyncIterator[RangeBatch]:
+        async def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[RangeBatch]:
             for at in range(0, count, 1000):
                 records = [Record(0, n, 0, b"%d" % (n % 300_000), b"") for n in range(at, at + 1000)]
                 yield RangeBatch(records, at + 1000, at + 1000 == count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,13 +15,16 @@ from connectors import reserved
 from connectors.errors import ConfigurationError, ContentRejected, NotFound, Refused
 from connectors.memory.store import MemoryStore
 from connectors.protocols import Hit, SpaceObject, SpaceSpec
-from streams.config import Settings, envelope_of
+from streams.config import Collection, Settings, envelope_of
+from streams.config_embedders import Version
 from streams.encoding import Encoder
+from streams.search import encoders
 from streams.search.nearest import best_chunks
 from streams.search.router import Router
-from streams.state import BuildState, CollectionState, unknown
-from streams.versions import Stage
+from streams.state import BuildState
+from streams.versions import Envelope, Stage
 from streams.wiring import make_encoder
+from tests.views import Views
 
 TEXTS = {"cats": "cats and kittens purr", "dogs": "dogs and puppies bark", "kafka": "a log of events in partitions"}
 
@@ -44,34 +47,10 @@ def settings(seed: int = 0) -> Settings:
 
 
 @dataclass
-class FakeState:
-    """What a StateView would hold."""
-
-    collections: dict[str, CollectionState] = field(default_factory=dict)
-    builds: dict[str, BuildState] = field(default_factory=dict)
-
-    def collection(self, name: str) -> CollectionState:
-        if name not in self.collections:
-            raise unknown("collection", name, self.collections)
-        return self.collections[name]
-
-    def build(self, collection: str, version: str) -> BuildState:
-        if f"{collection}/{version}" not in self.builds:
-            raise unknown("version", version, self.builds)
-        return self.builds[f"{collection}/{version}"]
-
-    def builds_of(self, collection: str) -> list[BuildState]:
-        return [build for build in self.builds.values() if build.collection == collection]
-
-    def serve(self, version: str | None) -> None:
-        self.collections["docs"] = CollectionState(collection="docs", alias="Docs", topic="docs", serving=version)
-
-
-@dataclass
 class World:
     settings: Settings
     store: MemoryStore
-    state: FakeState
+    state: Views
     router: Router
 
 
@@ -117,7 +96,7 @@ async def fill(store: MemoryStore, one: BuildState, encoder: Encoder) -> None:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    configured, store, state = settings(), MemoryStore(), FakeState()
+    configured, store, state = settings(), MemoryStore(), Views()
     state.serve(None)
     collection = configured.collection("docs")
     for version in ("v1", "v2"):
@@ -237,6 +216,29 @@ async def test_encoders_and_spaces_are_kept(world: World) -> None:
     assert world.router.resolve("docs", "v2").encoder is not first.encoder
 
 
+async def test_a_fingerprint_is_made_once_for_each_configuration(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every query asks for it, and it costs a quarter of what the router does."""
+    made: list[str] = []
+
+    def counted(collection: Collection, version: Version) -> Envelope:
+        made.append(collection.name)
+        return envelope_of(collection, version)
+
+    monkeypatch.setattr(encoders, "envelope_of", counted)
+    outside = Moving(world.settings, world.store)
+    router = Router(outside, world.state)
+    for _ in range(5):
+        router.resolve("docs", "v2")
+    assert len(made) == 1
+    outside.settings = settings(seed=1)  # the file was changed: another model under the same name
+    with pytest.raises(Refused):
+        router.resolve("docs", "v2")
+    outside.settings = settings()
+    router.resolve("docs", "v2")
+    assert len(made) == 3
+    await router.close()
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1001])
 async def test_limits(world: World, limit: int) -> None:
     world.state.serve("v1")
@@ -251,7 +253,7 @@ async def test_a_blank_query_is_refused(world: World) -> None:
 
 
 def hit(doc_id: str, chunk: int, score: float) -> Hit:
-    return Hit(uuid4(), doc_id, chunk, score, 2 * (1 - score), {})
+    return Hit(uuid4(), doc_id, chunk, score, 2 * (1 - score), {}, 0)
 
 
 def test_the_best_chunk_of_a_document_wins() -> None:

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -106,7 +107,9 @@ async def test_a_collector_that_is_away_does_not_hold_up_the_end(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(tracing, "LAST_SPANS_S", 0.2)
-    monkeypatch.setattr(logging.getLogger("opentelemetry"), "disabled", True)
+    for name in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.exporter.otlp.common.http"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", True)
+    before = set(threading.enumerate())
     traces = tracing.Tracing.begin("w")
     assert traces is not None
     with tracing.span("group"):
@@ -114,5 +117,8 @@ async def test_a_collector_that_is_away_does_not_hold_up_the_end(
     began = asyncio.get_running_loop().time()
     await traces.end()
     assert asyncio.get_running_loop().time() - began < 2
+    async with asyncio.timeout(2):  # of itself it would try for 10 s
+        while set(threading.enumerate()) - before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     with tracing.span("group") as span:
         assert span is tracing._NOTHING, "it has ended"

@@ -191,7 +191,7 @@ async def stand() -> AsyncIterator[tuple[Stand, Connection]]:
 
 
 async def _failure(connection: Connection, *, write: bool) -> CrossfadeError:
-    put, get = batch_pb2.BatchObjectsRequest(), search_get_pb2.SearchRequest()
+    put, get = batch_pb2.BatchObjectsRequest().SerializeToString(), search_get_pb2.SearchRequest()
     call: Awaitable[object] = (
         connection.rpc(connection.stub.BatchObjects, put, connection.write_deadline(), write=True)
         if write

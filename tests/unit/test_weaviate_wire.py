@@ -1,43 +1,43 @@
-"""Objects in Weaviate's messages: nothing is changed on the way, and no request grows beyond its bounds.
-
-It must never send anything.
-"""
+"""Filters in the server's messages: what is asked is what was meant."""
 
 from __future__ import annotations
 
-from uuid import UUID, uuid4
+from weaviate.proto.v1 import base_pb2
 
-import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-
-from connectors.protocols import SpaceObject
-from connectors.weaviate.wire import batch_object
-from connectors.weaviate.writer import BATCH_OBJECTS, _batches
+from connectors.protocols import Condition
+from connectors.weaviate.wire import matching
 
 
-def test_values_keep_their_type() -> None:
-    vector = np.array([0.1, -2.5, 3e-8], dtype=np.float32)
-    obj = SpaceObject(uuid4(), {"t": "x", "b": True, "i": 2**53, "n": 1.5, "none": None}, vector)
-    message = batch_object("Space", obj)
-    fields = message.properties.non_ref_properties.fields
-    assert set(fields) == {"t", "b", "i", "n"}
-    assert fields["t"].string_value == "x"
-    assert fields["b"].WhichOneof("kind") == "bool_value"
-    assert int(fields["i"].number_value) == 2**53
-    assert fields["n"].number_value == 1.5
-    assert message.vectors[0].vector_bytes == vector.tobytes()
-    assert UUID(message.uuid) == obj.uuid
-
-
-@given(st.lists(st.integers(0, 5000), max_size=700), st.integers(500, 20_000))
-def test_batches_are_bounded_complete_and_in_order(lengths: list[int], most_bytes: int) -> None:
-    vector = np.zeros(1, dtype=np.float32)
-    messages = [
-        batch_object("S", SpaceObject(UUID(int=at), {"t": "x" * length}, vector)) for at, length in enumerate(lengths)
-    ]
-    batches = list(_batches(messages, most_bytes))
-    assert [message for batch in batches for message in batch] == messages
-    for batch in batches:
-        assert 1 <= len(batch) <= BATCH_OBJECTS
-        assert len(batch) == 1 or sum(message.ByteSize() for message in batch) <= most_bytes
+def test_a_filter_keeps_every_value_and_its_type() -> None:
+    types = {"lang": "keyword", "year": "int", "rank": "number", "open": "bool", "day": "date"}
+    one = matching([Condition("year", "gte", 1990)], types)
+    assert (one.operator, one.target.property, one.value_int) == (
+        base_pb2.Filters.OPERATOR_GREATER_THAN_EQUAL,
+        "year",
+        1990,
+    )
+    whole = matching(
+        [
+            Condition("lang", "in", ("en", "de")),
+            Condition("year", "in", (1, 2**53)),
+            Condition("rank", "in", (0.5, 3)),
+            Condition("rank", "lt", 3),
+            Condition("open", "eq", False),
+            Condition("day", "lte", "2024-01-02T03:04:05Z"),
+            Condition("lang", "eq", "en"),
+        ],
+        types,
+    )
+    assert whole.operator == base_pb2.Filters.OPERATOR_AND
+    texts, years, ranks, rank, is_open, day, lang = whole.filters
+    assert list(texts.value_text_array.values) == ["en", "de"]
+    assert list(years.value_int_array.values) == [1, 2**53]
+    assert list(ranks.value_number_array.values) == [0.5, 3.0]
+    assert (rank.operator, rank.value_number) == (base_pb2.Filters.OPERATOR_LESS_THAN, 3.0)
+    assert (is_open.operator, is_open.WhichOneof("test_value"), is_open.value_boolean) == (
+        base_pb2.Filters.OPERATOR_EQUAL,
+        "value_boolean",
+        False,
+    )
+    assert (day.operator, day.value_text) == (base_pb2.Filters.OPERATOR_LESS_THAN_EQUAL, "2024-01-02T03:04:05Z")
+    assert lang.value_text == "en"

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-models soak bench-embedding lint lock lock-models clean
+.PHONY: help setup demo test test-models soak bench bench-deployment bench-quick bench-embedding lint lock lock-models clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -33,9 +33,10 @@ test: $(READY)  ## all tests; starts Kafka and Weaviate itself
 	$(BIN)/python -m pytest tests/unit tests/merge tests/fuzz
 	$(BIN)/python -m pytest -n $(BESIDE) --dist loadfile tests/contract tests/integration tests/badinput tests/failstop tests/faults
 
-soak: $(READY)  ## for MINUTES (30) each, simulated schedules and killed workers; other faults once; 120,000 fuzzed inputs
+soak: $(READY)  ## for MINUTES (30) each, simulated schedules, killed workers, steady work; other faults once; 120,000 fuzzed inputs
 	CROSSFADE_SOAK_MINUTES=$(or $(MINUTES),30) $(BIN)/python -m pytest tests/merge/test_random.py tests/faults
 	CROSSFADE_FUZZ_CASES=$(or $(CASES),15000) $(BIN)/python -m pytest tests/fuzz
+	$(BIN)/python -W ignore -m benchmarks.soak --minutes $(or $(MINUTES),30)
 
 # A model server with its own environment (5.8 GB with PyTorch), since its pins are not ours.
 .venv-models/ready: constraints-models.txt
@@ -47,6 +48,15 @@ soak: $(READY)  ## for MINUTES (30) each, simulated schedules and killed workers
 
 test-models: $(READY) .venv-models/ready  ## from hashing to MiniLM on a real model server, with Cranfield; not part of make test
 	$(BIN)/python -m pytest -s tests/models
+
+bench: $(READY)  ## every part of the pipeline beside its limit; writes benchmarks/results/bench.*
+	$(BIN)/python -W ignore -m benchmarks
+
+bench-deployment: $(READY)  ## more workers and versions, the router, swaps under load; into the same results
+	$(BIN)/python -W ignore -m benchmarks --only workers,search,swaps
+
+bench-quick: $(READY)  ## the same in under two minutes; fails on what is no timing (counts, bytes), never on a timing
+	$(BIN)/python -W ignore -m benchmarks --quick
 
 bench-embedding: $(READY)  ## the encoder beside plain loops and the endpoint's own limit; a quarter of an hour
 	$(BIN)/python -m benchmarks.embedding

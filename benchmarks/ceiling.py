@@ -13,7 +13,7 @@ from time import perf_counter
 import orjson
 
 from benchmarks.gpu_server import Model
-from benchmarks.harness import Table, Value, endpoint, write
+from benchmarks.harness import Part, Table, Value, endpoint, write
 
 SECONDS = 3.0
 CONNECTIONS = 16
@@ -50,7 +50,7 @@ async def run() -> None:
     what = f"Texts of 64 tokens, {CONNECTIONS} connections, {SECONDS:g} s each."
     table = Table("What the endpoint can serve at most", what, rows)
     print(table.markdown())
-    for path in write("ceiling", [table], {}):
+    for path in write("ceiling", {"ceiling": Part([table])}):
         print(f"wrote {path}")
 
 

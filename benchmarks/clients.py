@@ -9,13 +9,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import numpy as np
 import orjson
 
 from benchmarks.gpu_server import DIMENSIONS, MODEL
-from benchmarks.workload import Feed
+from benchmarks.workload import Feed, Window
 from streams.build import Limits as LaneLimits
 from streams.config import Settings
 from streams.encoding import Urgency
@@ -26,7 +27,8 @@ GATHERED = 16  # requests at once
 TRIES = 10
 TIMEOUT_S = 30.0
 
-Encode = Callable[[Sequence[str], bool], Awaitable[None]]
+Encode = Callable[[Sequence[str], bool, Callable[[Sequence[int]], None]], Awaitable[None]]
+"""Texts, whether somebody waits for them, and who hears which of them have their vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """`replay` works off a feed of windows of `window` texts, which is what it has done at once or not at all, and
-    returns at its end; `live` embeds one text of now."""
+    """`replay` works off a feed of windows of `window` texts, notes what it has done as it would be stored, and returns
+    at its end; `live` embeds one text of now."""
 
     window: int
     replay: Callable[[Feed], Awaitable[None]]
@@ -90,10 +92,9 @@ async def serial(url: str, limits: Limits) -> AsyncIterator[Client]:
     plain = _Plain(url)
 
     async def replay(feed: Feed) -> None:
-        while taken := feed.take():
-            number, batch = taken
-            await plain.embed(batch)
-            feed.done(number)
+        while window := feed.take():
+            await plain.embed(window.texts)
+            feed.done(window.numbers)
 
     yield Client(BATCH, replay, plain.live)
     await plain.close()
@@ -105,10 +106,10 @@ async def gather(url: str, limits: Limits) -> AsyncIterator[Client]:
     plain = _Plain(url)
 
     async def replay(feed: Feed) -> None:
-        while taken := feed.take():
-            number, window = taken
-            await asyncio.gather(*(plain.embed(window[at : at + BATCH]) for at in range(0, len(window), BATCH)))
-            feed.done(number)
+        while window := feed.take():
+            texts = window.texts
+            await asyncio.gather(*(plain.embed(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)))
+            feed.done(window.numbers)
 
     yield Client(GATHERED * BATCH, replay, plain.live)
     await plain.close()
@@ -117,19 +118,20 @@ async def gather(url: str, limits: Limits) -> AsyncIterator[Client]:
 def by_groups(encode: Encode, group: int, at_once: int) -> Client:
     """A client whose encoder makes batches, limits and retries itself, and is given `at_once` groups at a time."""
 
+    def note(feed: Feed, window: Window, indexes: Sequence[int]) -> None:
+        feed.done(window.numbers[index] for index in indexes)
+
     async def replay(feed: Feed) -> None:
         async def lane() -> None:
-            while taken := feed.take():
-                number, window = taken
-                await encode(window, False)
-                feed.done(number)
+            while window := feed.take():
+                await encode(window.texts, False, partial(note, feed, window))
 
         async with asyncio.TaskGroup() as lanes:
             for _ in range(at_once):
                 lanes.create_task(lane())
 
     async def live(text: str) -> None:
-        await encode([text], True)
+        await encode([text], True, lambda _: None)
 
     return Client(group, replay, live)
 
@@ -150,9 +152,9 @@ async def crossfade(url: str, limits: Limits) -> AsyncIterator[Client]:
     collection = settings.collection("docs")
     encoder = make_encoder(settings, collection, collection.version("v1"))
 
-    async def encode(texts: Sequence[str], urgent: bool) -> None:
+    async def encode(texts: Sequence[str], urgent: bool, ready: Callable[[Sequence[int]], None]) -> None:
         urgency = Urgency(lane="live" if urgent else "rest", going=lambda: True)
-        encoded = await encoder.encode_each(texts, urgency)
+        encoded = await encoder.encode_each(texts, urgency, lambda indexes, _: ready(indexes))
         assert not encoded.rejected
 
     limits_of_lane = LaneLimits()

@@ -404,9 +404,10 @@ class _Run:
         log.warning("%s: swept partition %d, %d to mend", self._build.name, ledger.partition, found)
         await self._agent.progressed(lambda: not ledger.active or not ledger.doubts)
 
-    async def _replayed(self, partition: int) -> None:
-        """Tell the controller until the state says so."""
-        state = self._state()
+    async def _replayed(self, ledger: PartitionLedger) -> None:
+        """Tell the controller until the state says so, and first everybody else: a build is not called ready with
+        reports from before its last documents."""
+        state, partition = self._state(), ledger.partition
         command = Command(
             id=f"{state.key}/{state.epoch}/replayed/{partition}",
             verb="replayed",
@@ -417,6 +418,7 @@ class _Run:
         )
         while partition not in self._state().replayed:
             with contextlib.suppress(Transient):
+                await self._report_on([ledger])
                 await self._runner.send(command)
             await asyncio.sleep(1.0)
 
@@ -441,22 +443,25 @@ class _Run:
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
             try:
-                before = {ledger: ledger.live.committable for ledger in self._agent.ledgers.values()}
-                asked_ms = self._build.wall_ms()
-                bounds = await self._runner._kafka.bounds(self._state().topic)
-                for ledger, position in before.items():
-                    if not ledger.active:
-                        continue
-                    # the lane has read on meanwhile, also past that end: only where it was before must lie within it
-                    bound, now = bounds[ledger.partition], ledger.live.committable
-                    await self._check_position(ledger.partition, min(now, max(position, bound.stable)), bound)
-                    self._follow(ledger, bound.stable, asked_ms)
-                    self._lag[ledger.partition] = max(0, bound.stable - now)
-                    record = self._record(ledger, self._lag[ledger.partition])
-                    key = f"{self._state().key}/{ledger.partition}"
-                    await self._runner._sink.send(self._runner._topics.progress, key.encode(), record.to_bytes())
+                await self._report_on(list(self._agent.ledgers.values()))
             except Transient as error:
                 log.info("%s: progress was not published: %s", self._build.name, error.message)
+
+    async def _report_on(self, ledgers: Sequence[PartitionLedger]) -> None:
+        before = {ledger: ledger.live.committable for ledger in ledgers}
+        asked_ms = self._build.wall_ms()
+        bounds = await self._runner._kafka.bounds(self._state().topic)
+        for ledger, position in before.items():
+            if not ledger.active:
+                continue
+            # the lane has read on meanwhile, also past that end: only where it was before must lie within it
+            bound, now = bounds[ledger.partition], ledger.live.committable
+            await self._check_position(ledger.partition, min(now, max(position, bound.stable)), bound)
+            self._follow(ledger, bound.stable, asked_ms)
+            self._lag[ledger.partition] = max(0, bound.stable - now)
+            record = self._record(ledger, self._lag[ledger.partition])
+            key = f"{self._state().key}/{ledger.partition}"
+            await self._runner._sink.send(self._runner._topics.progress, key.encode(), record.to_bytes())
 
     async def _check_position(self, partition: int, position: int, bound: Bounds) -> None:
         """Raises IdentityChanged as `check_position`; Fenced where another has read on since: this worker stood still,

@@ -180,7 +180,7 @@ class ReplayLane:
         agent: EmbedAgent,
         deliver: Callable[[list[Batch]], Awaitable[None]],
         ledger: PartitionLedger,
-        completed: Callable[[int], Awaitable[None]],
+        completed: Callable[[PartitionLedger], Awaitable[None]],
     ) -> None:
         self._build = build
         self._state = state
@@ -245,7 +245,7 @@ class ReplayLane:
         ledger.end_replay()
         await self._agent.notify()
         self.status, self.trouble = "done", None
-        await self._completed(partition)
+        await self._completed(ledger)
 
     def tiers(self) -> list[TierProgress]:
         """How far each tier is, in their order; nothing while there is only the rest."""

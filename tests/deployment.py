@@ -190,6 +190,11 @@ class Deployment:
                     return
                 await asyncio.sleep(0.2)  # polled: group commits cannot be subscribed to
 
+    async def until_replayed(self, version: str) -> None:
+        """Each partition's report says so, with all its counts: the build's state may say it a report earlier."""
+        build = self.build(version)
+        await self.until(lambda: sum(r.replay_done for r in self.progress.partitions(build)) == build.partitions)
+
     async def until_live_and_settled(self, version: str) -> None:
         """It could be cut over to now."""
         await self.until_state(version, lambda build: build.stage not in ("declared", "building"))

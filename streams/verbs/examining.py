@@ -77,7 +77,9 @@ async def examine(desk: Desk, command: Command) -> Examined:
     """
     build, collection = desk.state.build(command), desk.state.collection(command)
     args = args_of(collection, command)
-    check_settled(desk, build, desk.out.wall_ms() - FRESH_MS)
+    _check_goes_on(build)
+    # a build is ready in the state before the last reports on its replay are: the gate judges by them
+    check_settled(desk, build, await _reports_made_now(desk, build))
     serving = desk.state.builds.get(f"{build.collection}/{collection.serving}") if collection.serving else None
     sweep = await desk.out.sweep(build, serving)
     found: dict[str, JsonValue] = {
@@ -262,11 +264,7 @@ async def _reports_made_now(desk: Desk, build: BuildState) -> int:
 
 def check_settled(desk: Desk, build: BuildState, since_ms: int) -> None:
     """Nothing failed, nothing held, nothing in doubt (rule 11), as each partition's owner has reported since then."""
-    status = _status(build)
-    if build.failure is not None:
-        raise Refused(f"{build.key} stopped: {build.failure.cause}", next_step=build.failure.next_step or status)
-    if build.paused is not None:
-        raise Refused(f"{build.key} is paused", next_step=f"crossfade resume {build.collection} {build.version}")
+    _check_goes_on(build)
     records = desk.progress.partitions(build)
     silent = build.partitions - sum(r.updated_at >= since_ms for r in records)
     if silent:
@@ -277,8 +275,17 @@ def check_settled(desk: Desk, build: BuildState, since_ms: int) -> None:
     if unsettled := sum(r.unsettled for r in records):
         raise NotYet(
             f"{build.key} is unsettled: {unsettled} keys may still be changed by a write of unknown outcome",
-            next_step=f"wait for the settle time (weaviate.settle_s), then again; {status}",
+            next_step=f"wait for the settle time (weaviate.settle_s), then again; {_status(build)}",
         )
+
+
+def _check_goes_on(build: BuildState) -> None:
+    if build.failure is not None:
+        raise Refused(
+            f"{build.key} stopped: {build.failure.cause}", next_step=build.failure.next_step or _status(build)
+        )
+    if build.paused is not None:
+        raise Refused(f"{build.key} is paused", next_step=f"crossfade resume {build.collection} {build.version}")
 
 
 def _status(build: BuildState) -> str:

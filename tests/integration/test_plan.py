@@ -119,7 +119,7 @@ async def test_a_plan_says_what_will_be_embedded_and_paid(
         await d.until_stage("v1", "ready")
         await d.until_live("v1")
         assert (await d.verify("v1")).clean
-        await d.until(lambda: all(record.replay_done for record in d.progress.partitions(d.build("v1"))))
+        await d.until_replayed("v1")
         counters = d.counters("v1")
         assert before["documents"] == len(await stored_keys(d, "v1")) == counters.written
         assert before["replayed"] == counters.total == counters.completed

@@ -93,7 +93,10 @@ class Sink:
         elif topic == NAMES.progress:
             assert key is not None
             assert value is not None
-            self._world.progress[key.decode()] = ProgressRecord.model_validate_json(value)
+            record = ProgressRecord.model_validate_json(value)
+            self._world.progress[key.decode()] = record
+            if record.replay_done:
+                self._world.reported_replayed.add((record.epoch, record.partition))
         else:
             assert value is not None
             self._world.control(Command.model_validate_json(value))
@@ -172,6 +175,8 @@ class World:
         self.dead_letters: list[tuple[DeadLetterKey, str]] = []
         self.dead_letters_away = False
         self.progress: dict[str, ProgressRecord] = {}
+        self.reported_replayed: set[tuple[int, int | None]] = set()
+        self.ready_ms = 0
         self.workers: dict[str, Worker] = {}
         self.compacted: bool = beside is not None and beside.compacted
         self.to_stop = False  # a build that gives up is what the scenario waits for
@@ -262,8 +267,11 @@ class World:
             return  # of a build that was aborted
         if command.verb == "replayed":
             partition = int(str(command.args["partition"]))
+            assert (self.state.epoch, partition) in self.reported_replayed, "the state is ahead of the reports"
             replayed = sorted({*self.state.replayed, partition})
             stage = Stage.READY if len(replayed) == self.state.partitions else self.state.stage
+            if stage is not self.state.stage:
+                self.ready_ms = round(self.loop.time() * 1000) + 1_000_000
             self.state = self.state.model_copy(update={"replayed": replayed, "stage": stage})
             self.say(f"replayed {partition}")
         elif self.to_stop:
@@ -395,7 +403,7 @@ class World:
         return self.state.stage is Stage.READY and all(
             record is not None
             and record.epoch == self.state.epoch
-            and record.updated_at > since_ms
+            and record.updated_at > max(since_ms, self.ready_ms)
             and record.unsettled == 0
             and record.live_position >= self.kafka.topic(TOPIC).partition(p).stable  # made after all was resolved
             and record.replay_done

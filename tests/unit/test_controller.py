@@ -436,19 +436,42 @@ async def test_no_cutover_to_a_space_that_differs(world: World, kind: str) -> No
     await world.check()
 
 
-async def test_no_cutover_in_doubt(world: World) -> None:
-    controller = await world.controller()
-    build = await world.ready(controller, "v1")
-    world.report("v1", build.epoch, unsettled=1)
-    assert "unsettled" in (await world.ask(controller, "cutover", "v1")).message
-    world.report("v1", build.epoch, age_ms=60_000)
-    assert "no worker has reported" in (await world.ask(controller, "cutover", "v1")).message
-    world.report("v1", build.epoch - 1)
-    assert "no worker has reported" in (await world.ask(controller, "cutover", "v1")).message
-    world.report("v1", build.epoch)
-    assert (await world.ask(controller, "cutover", "v1", check=True)).ok
-    assert await world.store.alias_target("Docs") is None
-    assert (await world.ask(controller, "cutover", "v1")).ok
+def test_no_cutover_in_doubt(world: World) -> None:
+    async def main() -> None:
+        controller = await world.controller()
+        build = await world.ready(controller, "v1")
+        world.report("v1", build.epoch, unsettled=1)
+        assert "unsettled" in (await world.ask(controller, "cutover", "v1")).message
+        world.report("v1", build.epoch, age_ms=60_000)
+        assert "no worker has reported" in (await world.ask(controller, "cutover", "v1")).message
+        world.report("v1", build.epoch - 1)
+        assert "no worker has reported" in (await world.ask(controller, "cutover", "v1")).message
+        world.report("v1", build.epoch)
+        assert (await world.ask(controller, "cutover", "v1", check=True)).ok
+        assert await world.store.alias_target("Docs") is None
+        assert (await world.ask(controller, "cutover", "v1")).ok
+
+    virtual_time.run(main())  # it waits for reports before it says that there are none
+
+
+def test_a_cutover_is_judged_by_reports_made_after_it_was_asked_for(world: World) -> None:
+    swept: list[int] = []
+
+    async def main() -> None:
+        controller = await world.controller()
+        build = await world.ready(controller, "v1")
+        world.sweeping = lambda: swept.append(world.progress.records["docs/v1/0"].unsettled)
+        world.report("v1", build.epoch, unsettled=1, age_ms=1_000)
+        asked = asyncio.create_task(world.ask(controller, "cutover", "v1"))
+        await asyncio.sleep(2.0)
+        assert not swept
+        world.report("v1", build.epoch)
+        async with world.progress._changed:
+            world.progress._changed.notify_all()
+        assert (await asked).ok
+
+    virtual_time.run(main())
+    assert swept == [0]
 
 
 async def test_no_cutover_when_doubt_comes_up_during_the_sweep(world: World) -> None:

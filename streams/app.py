@@ -94,7 +94,6 @@ class Worker:
     """See the module. `run` until `stop` or a signal."""
 
     def __init__(self, config_path: Path, settings: Settings) -> None:
-        self._path = config_path
         self._file = ConfigurationFile(config_path, settings)
         self._settings = settings
         self._declarations = Declarations()
@@ -181,7 +180,7 @@ class Worker:
         writer = self._out.transactional_producer()
         questions = Questions(self._out, self._view, self._progress, self._newest)
         outside = DeskOutside(
-            settings=lambda: config.load(self._path),
+            settings=self._file.checked,
             kafka=self._out.kafka,
             store=self._out.store,
             make_embedders=make_embedders,

@@ -25,7 +25,7 @@ from connectors.embedders import hashing
 from connectors.errors import ConfigurationError, NotFound
 from connectors.protocols import JSON
 from streams.config_embedders import AnyEndpoint, HashingEmbedder, TeiEmbedder, Version
-from streams.config_file import Source, read_yaml
+from streams.config_file import Source, Stamp, read_yaml
 from streams.config_operation import Cutover, Gate, Hook, Priority, Retention, Routes, Throttle, Watch
 from streams.config_serve import Serve
 from streams.config_types import (
@@ -266,11 +266,17 @@ class Settings(Strict):
     embed_endpoints: list[AnyEndpoint] = Field(default_factory=list)
     collections: dict[str, Collection] = Field(default_factory=dict)
     _path: Path | None = PrivateAttr(default=None)
+    _files: Mapping[Path, Stamp | None] = PrivateAttr(default_factory=dict)
 
     @property
     def path(self) -> Path | None:
         """The file these settings were loaded from."""
         return self._path
+
+    @property
+    def files(self) -> Mapping[Path, Stamp | None]:
+        """What was read for them, that file and those with secrets, as each was just before."""
+        return self._files
 
     @model_validator(mode="before")
     @classmethod
@@ -455,7 +461,7 @@ def load(path: Path) -> Settings:
         raise ConfigurationError(
             "\n".join(dict.fromkeys(problems)), next_step=f"correct {path} and run the command again"
         ) from None
-    settings._path = path
+    settings._path, settings._files = path, source.files
     return settings
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from yaml.reader import ReaderError
@@ -26,14 +27,38 @@ _TYPED = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002
 _TEXT = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
 
 
+class Stamp(NamedTuple):
+    """A file that has another one has been changed, or replaced."""
+
+    modified_ns: int
+    inode: int
+    size: int
+
+
+def stamp(path: Path) -> Stamp | None:
+    """None where there is no file that could be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return Stamp(found.st_mtime_ns, found.st_ino, found.st_size)
+
+
 @dataclass(slots=True)
 class Source:
-    """The values of one file, and where each came from."""
+    """The values of one file, and where each came from. `files`: that one, and those with secrets, as they were just
+    before they were read."""
 
     path: Path
     data: JSON = None
     lines: dict[KeyPath, int] = field(default_factory=dict)
     hidden: set[KeyPath] = field(default_factory=set)
+    files: dict[Path, Stamp | None] = field(default_factory=dict)
+
+    def read(self, path: Path) -> str:
+        """Raises OSError, and UnicodeDecodeError, whose text holds the file's bytes."""
+        self.files[path] = stamp(path)
+        return path.read_bytes().decode()
 
     def resolve(self, loc: Sequence[object], *, missing: bool = False) -> KeyPath:
         """A validator's location as a path of this file: parts that are no keys of it (a union's tag) are left out."""
@@ -71,7 +96,7 @@ def read_yaml(path: Path) -> Source:
     variable or an unreadable secret file."""
     source = Source(path)
     try:
-        text = path.read_bytes().decode()
+        text = source.read(path)
     except OSError as error:
         raise ConfigurationError(
             f"{path}: cannot be read: {error.strerror}", next_step="name a readable file with --config"
@@ -187,7 +212,7 @@ class _Reader:
         """A relative path is seen from the configuration file's folder; white space at the end is not the secret's."""
         place = self._source.path.parent / file
         try:
-            secret = place.read_bytes().decode().rstrip()
+            secret = self._source.read(place).rstrip()
         except OSError as error:
             problem = f"the secret file {place} cannot be read: {error.strerror}"
             raise self._error(node, problem, "file:/path/of/a/readable/file", path) from error

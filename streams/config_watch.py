@@ -9,6 +9,7 @@ from pathlib import Path
 
 from connectors.errors import ConfigurationError
 from streams.config import Settings, load
+from streams.config_file import stamp
 
 log = logging.getLogger(__name__)
 
@@ -16,32 +17,36 @@ LOOK_EVERY_S = 2.0
 
 
 class ConfigurationFile:
-    """`settings`: as it was read when the process began."""
+    """`settings`: as it was read when the process began.
+
+    Read again when it, or a file it has a secret from, is another than before; while it cannot be used, at each call.
+    """
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
         self._settings = settings
-        self._seen: tuple[int, int, int] | None = None
+        self._said = ""
         self._look_now = asyncio.Event()
 
     def look_now(self) -> None:
-        """Read it again, changed or not: what it names, a file with a key, may have changed. For SIGHUP."""
+        """Read it again, changed or not: a variable's value that it names may be another. For SIGHUP."""
         self._look_now.set()
 
     def newest(self) -> Settings:
-        """As the file says now; as it said before while it cannot be used, which is logged once for each change."""
+        """As the file says now; as it said before while it cannot be used, which is logged once for each cause."""
         try:
-            stat = self._path.stat()
-        except FileNotFoundError:
-            return self._settings
-        found = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-        if found != self._seen or self._look_now.is_set():
-            self._seen = found
-            self._look_now.clear()
-            try:
-                self._settings = load(self._path)
-            except ConfigurationError as error:
+            return self.checked()
+        except ConfigurationError as error:
+            if self._path.exists() and error.message != self._said:
+                self._said = error.message
                 log.error("the changed configuration is not taken: %s", error)
+        return self._settings
+
+    def checked(self) -> Settings:
+        """As the file says now. Raises ConfigurationError, as `config.load`, while it cannot be used."""
+        if self._look_now.is_set() or any(stamp(file) != seen for file, seen in self._settings.files.items()):
+            self._look_now.clear()
+            self._settings, self._said = load(self._path), ""
         return self._settings
 
     async def wait(self) -> None:

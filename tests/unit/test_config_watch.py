@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from connectors.errors import ConfigurationError
 from streams import config
 from streams.config_watch import ConfigurationFile
 
@@ -57,8 +58,35 @@ def test_what_cannot_be_used_is_said_once_and_the_former_one_stays(
         replace(path, "prices: soon\n")
         assert price(file) == price(file) == 20
     assert len(caplog.records) == 1
+    assert "prices" in caplog.text
+    with pytest.raises(ConfigurationError, match="prices"):
+        file.checked()
     path.unlink()
     assert price(file) == 20
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        file.checked()
+
+
+def test_a_secret_that_is_rotated_counts_at_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def key() -> str:
+        found = file.newest().weaviate.api_key
+        assert found is not None
+        return found.get_secret_value()
+
+    secret = path.with_name("weaviate.key")
+    secret.write_text("first")
+    path.write_text("weaviate: {http: 'http://127.0.0.1:1', grpc: '127.0.0.1:2', api_key: 'file:weaviate.key'}\n")
+    file = ConfigurationFile(path, config.load(path))
+    first = file.checked()
+    assert file.checked() is first
+    replace(secret, "second")
+    assert key() == "second"
+    secret.unlink()  # as it is for a moment where it is not replaced in one step
+    with caplog.at_level(logging.ERROR):
+        assert key() == key() == "second"
+    assert len(caplog.records) == 1
+    secret.write_text("third")
+    assert key() == "third"
 
 
 async def test_a_signal_has_it_read_again_although_it_is_the_same(path: Path) -> None:

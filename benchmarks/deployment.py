@@ -106,6 +106,15 @@ def waited_s(process: subprocess.Popen[bytes]) -> float:
         return float("nan")
 
 
+def busy_s() -> float:
+    """CPU that the whole machine has used until now, in seconds of one core; nan where the system does not say."""
+    try:
+        user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text().split()[1:8])
+    except (OSError, ValueError):
+        return float("nan")
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
 async def ended(process: subprocess.Popen[bytes], *, kill: bool = False) -> tuple[float, float]:
     """Stop a worker. The CPU it has used in all, in seconds, and the most memory it held until then, in MB."""
     held_mb = peak_mb(process.pid)

@@ -39,6 +39,7 @@ from connectors.weaviate.client import Rpc, Stub, open_connection
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.spaces import WeaviateStore
 from connectors.weaviate.writer import WeaviateSpace
+from streams.garbage import collect_seldom
 
 MOST_CPU_US, LEAST_RATIO = 70.0, 0.95
 DOCUMENT_BYTES = 830
@@ -124,6 +125,7 @@ async def fresh_space(
 def ours(kafka: str, http: str, rpc: str, topic: str, dimensions: int, documents: int) -> Figures:
     """The replay of a build: what is counted begins with the first text at the endpoint, when the group has been joined
     and the plan scan made, and ends when all is written, committed and reported."""
+    collect_seldom()  # as a worker does
     return asyncio.run(_ours(kafka, http, rpc, topic, dimensions, documents))
 
 
@@ -157,6 +159,7 @@ def by_hand(
     in_flight: int = IN_FLIGHT,
 ) -> Figures:
     """The same documents by a loop; what is counted begins with the first records and ends with the last answer."""
+    collect_seldom()
     return asyncio.run(_by_hand(kafka, http, rpc, topic, dimensions, documents, writer, objects, in_flight))
 
 

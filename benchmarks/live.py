@@ -32,6 +32,7 @@ from connectors.services import Addresses
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.spaces import open_store
 from streams.encoding import Encoder
+from streams.garbage import collect_seldom
 from streams.timed_space import Latencies, TimedSpace
 from streams.versions import Envelope
 
@@ -153,6 +154,7 @@ async def _space(name: str, services: Addresses, description: str) -> AsyncItera
 
 async def _pairs(bench: Bench, name: str, control: Control) -> dict[str, list[Figures]]:
     """One build, whose replay is held and let go in turns, while the events come."""
+    collect_seldom()  # as a worker does: else the whole process stands still while garbage is looked for
     pairs, seconds = bench.sized(5, 1), TURN_S if not bench.quick else 2.0
     envelope = Envelope("tei", MODEL, "1", DIMENSIONS, SCHEMA.fields)
     encoder = Encoder(envelope, EndpointPool([Endpoint("endpoint", TeiEmbedder(control.url))]))

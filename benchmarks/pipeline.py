@@ -161,7 +161,7 @@ class NoSpace:
         return
         yield
 
-    def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+    def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
         return self._nothing()
 
     async def count(self) -> int:

@@ -1,13 +1,16 @@
 """Cutover and rollback, again and again, under 200 searches a second: real `crossfade serve`, worker, Kafka, Weaviate.
 
-Stretches with swaps alternate with quiet ones of the same length, and with ones in which nothing but Weaviate's alias
-is moved: what no swap can do without, however it is made. All in one run. Every answer is compared with what the space
-that it names answers alone; nothing is written to the topic meanwhile, so that these are always the same.
+Stretches with swaps alternate with quiet ones of the same length, with ones in which nothing but Weaviate's alias is
+moved (what no swap can do without, however it is made), and with ones in which nothing is moved, but as much CPU is
+used in the time a verb takes (what this machine lets nobody do without somebody waiting). All in one run. Every answer
+is compared with what the space that it names answers alone; nothing is written to the topic meanwhile, so that these
+are always the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import statistics
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -19,7 +22,8 @@ import orjson
 from pydantic import JsonValue
 
 from benchmarks import deployment
-from benchmarks.deployment import cpu_s, waited_s
+from benchmarks.burning import Burners, burners
+from benchmarks.deployment import busy_s, cpu_s, waited_s
 from benchmarks.harness import Bench, Fact, Figures, Part, Table, Value, median, ratio, spread
 from benchmarks.http_load import IDLE_S, Account, Answer, Connection, Load, latencies_ms, loaded, request
 from tests.deployment import COLLECTION, Deployment, Event
@@ -31,6 +35,7 @@ BETWEEN_S = 1.0
 """After each verb, and after each stretch."""
 V1: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing", "word_ngrams": None}, "dimensions": 128}
 V2: Mapping[str, JsonValue] = {"embedder": {"provider": "hashing"}, "dimensions": 384}
+KINDS = ("quiet", "alias", "cpu", "swaps")
 SEARCH, SWAP = f"/collections/{COLLECTION}/search", f"/collections/{COLLECTION}/default-vector-space"
 
 
@@ -123,8 +128,8 @@ async def two_versions(deployed: Deployment, documents: int) -> AsyncIterator[Se
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """`begin_s`, `end_s`: on the monotonic clock; `used`: seconds of CPU of the server and of the worker in it, and for
-    how many the server was ready to run and had no core."""
+    """`begin_s`, `end_s`: on the monotonic clock; `used`: seconds of CPU of the server, of the worker and of the whole
+    machine in it, and for how many the server was ready to run and had no core."""
 
     kind: str
     begin_s: float
@@ -136,8 +141,29 @@ class Stretch:
         return self.end_s - self.begin_s
 
 
-async def _stretch(served: Served, kind: str, swaps: int, seconds: float) -> list[Stretch]:
-    """The whole, and, of one with swaps, each of them."""
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What one of them took of the machine, beyond what was going on anyhow."""
+
+    seconds: float
+    cpu_s: float
+
+    @classmethod
+    def of(cls, stretches: Sequence[Stretch], kind: str) -> Verb:
+        """The median."""
+        seen = [one for one in stretches if one.kind == kind]
+        quiet = [one.used["machine_cpu"] / one.seconds for one in stretches if one.kind == "quiet"]
+        anyhow = statistics.median(quiet)
+        return cls(
+            statistics.median(one.seconds for one in seen),
+            max(0.0, statistics.median(one.used["machine_cpu"] - anyhow * one.seconds for one in seen)),
+        )
+
+
+async def _stretch(
+    served: Served, kind: str, swaps: int, seconds: float, burning: Burners, seen: Sequence[Stretch]
+) -> list[Stretch]:
+    """The whole, and, of one with swaps, each of them. `seen`: those before it."""
     since = _Since.now(served)
     parts: list[Stretch] = []
     if kind == "quiet":
@@ -146,6 +172,11 @@ async def _stretch(served: Served, kind: str, swaps: int, seconds: float) -> lis
         for number in range(2 * swaps):
             await served.move_alias("v1" if number % 2 else "v2")
             await asyncio.sleep(max(0.0, since.at_s + (number + 1) * seconds / (2 * swaps) - time.monotonic()))
+    elif kind == "cpu":
+        verbs = [Verb.of(seen, what) for what in ("cutover", "rollback")]
+        for verb in verbs * swaps:
+            burning.burn(verb.cpu_s, verb.seconds)
+            await asyncio.sleep(verb.seconds + BETWEEN_S)
     else:
         for _ in range(swaps):
             for what, version in (("cutover", "v2"), ("rollback", "v1")):
@@ -180,20 +211,21 @@ def _used(served: Served) -> dict[str, float]:
     return {
         "server_cpu": cpu_s(served.server),
         "worker_cpu": cpu_s(served.worker),
+        "machine_cpu": busy_s(),
         "server_waits": waited_s(served.server),
     }
 
 
 async def swapped(served: Served, rounds: int, swaps: int) -> tuple[Account, list[Stretch]]:
-    """`rounds` of a quiet stretch, one of `swaps` cutovers and as many rollbacks, and one in which the alias is moved
-    as often; under load all the time."""
+    """`rounds` of each of KINDS, with `swaps` cutovers and as many rollbacks, or what stands for them; under load all
+    the time."""
     stretches: list[Stretch] = []
-    async with loaded(served.load()) as account:
-        seconds = (await _stretch(served, "swaps", 1, 0.0))[0].seconds * swaps  # and everything is warm
+    async with loaded(served.load()) as account, burners() as burning:
+        first = await _stretch(served, "swaps", 2, 0.0, burning, ())  # everything is warm then
+        seconds, warm = first[0].seconds / 2 * swaps, first[1:]
         for number in range(rounds):
-            kinds = ("quiet", "alias", "swaps")
-            for kind in reversed(kinds) if number % 2 else kinds:
-                found = await _stretch(served, kind, swaps, seconds)
+            for kind in reversed(KINDS) if number % 2 else KINDS:
+                found = await _stretch(served, kind, swaps, seconds, burning, [*warm, *stretches])
                 if kind == "swaps":
                     seconds = found[0].seconds
                 stretches += found
@@ -241,6 +273,7 @@ def measure(bench: Bench) -> Part:
             "p50, ms": str(spread(of, "p50_ms")),
             "p99, ms": str(spread(of, "p99_ms")),
             f"p99 / quiet (at most {MOST_RATIO:g})": str(ratio(of, quiet, "p99_ms")),
+            "p99 / as much CPU": str(ratio(of, figures["cpu"], "p99_ms")),
             "worst, ms": max(one["worst_ms"] for one in of),
             "sent late, p99, ms": median(of, "late_p99_ms"),
             "cores used by the server": median(of, "server_cpu"),
@@ -250,6 +283,7 @@ def measure(bench: Bench) -> Part:
         for name, of in (
             ("quiet", quiet),
             ("nothing but the alias moved, as often", figures["alias"]),
+            ("nothing moved, as much CPU used", figures["cpu"]),
             ("cutover and rollback in turn", swaps),
         )
     ]

@@ -25,10 +25,10 @@ from connectors.weaviate import wire
 from connectors.weaviate.client import open_connection
 from connectors.weaviate.settings import WeaviateSettings
 from connectors.weaviate.spaces import open_store
-from connectors.weaviate.writer import WeaviateSpace
+from connectors.weaviate.writer import PAGE, WeaviateSpace
 from streams.config_operation import Cutover
 from streams.documents import Put, object_id, parse, text
-from streams.migration.sweep import PAGE
+from streams.garbage import collect_seldom
 from streams.migration.sweep import sweep as whole_sweep
 from streams.retry import a_while
 from streams.space_objects import Origin, space_object
@@ -42,6 +42,7 @@ PAGES = (500, 1000, 2000, 4000)
 
 def cursor(grpc_address: str, space: str, page: int) -> Figures:
     """Every page, one after the other."""
+    collect_seldom()
     channel = grpc.insecure_channel(grpc_address, options=(("grpc.max_receive_message_length", -1),))
     stub = weaviate_pb2_grpc.WeaviateStub(channel)  # type: ignore[no-untyped-call]
     after, met, pages = wire.FIRST, 0, 0
@@ -59,6 +60,7 @@ def cursor(grpc_address: str, space: str, page: int) -> Figures:
 
 def swept(kafka: str, http: str, grpc_address: str, build: dict[str, object], group: str, share: float) -> Figures:
     """One sweep as `verify` makes it."""
+    collect_seldom()
     settings = WeaviateSettings(http, grpc_address)
     return asyncio.run(_swept(kafka, settings, BuildState.model_validate(build), group, share))
 

@@ -295,11 +295,12 @@ class Space(Protocol):
         """Remove these documents' objects with chunk >= from_chunk, until none is left. Returns how many."""
         ...
 
-    def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
-        """Every object once, chunks included, by cursor, without vectors.
+    def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
+        """Every object once, chunks included, by cursor, without vectors. A page that fails for a moment is asked for
+        again.
 
-        `share`: of the time, at most, in which the store is at work on a page of `page` objects; the rest is other
-        callers' alone.
+        `page`: objects of one; as many as suit the store, by default. `share`: of the time, at most, in which the store
+        is at work on this; the rest is other callers' alone, and pages are short, so that none of them waits for long.
         """
         ...
 

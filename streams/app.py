@@ -424,6 +424,7 @@ class Worker:
             wall_ms=wall_ms,
             order=Order(collection.priority, self._out.kafka, state.topic, schema).passes,
             old_space=lambda: self._old_space(state),
+            sweep_share=lambda: self._sweep_share(state.collection),
         )
 
     def _old_space(self, build: BuildState) -> OldSpace | None:
@@ -432,7 +433,12 @@ class Worker:
         if serving is None or not serves_beside(build, serving):
             return None
         group = self._out.names.group(serving.collection, serving.version, serving.epoch, "live")
-        return OldSpace(serving, self._out.store.space(serving.space), group)
+        return OldSpace(serving, self._out.store.space(serving.space), group, self._sweep_share(build.collection))
+
+    def _sweep_share(self, collection: str) -> float:
+        """As the file says now; all of the time where nothing is searched."""
+        known = self._settings.collections.get(collection)
+        return known.cutover.sweep_share if known is not None and self._view.serving(collection) is not None else 1.0
 
     # configuration
 

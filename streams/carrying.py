@@ -28,11 +28,12 @@ from streams.versions import Envelope
 
 @dataclass(frozen=True, slots=True)
 class OldSpace:
-    """The space that serves. `group`: of its live lane, whose commits say what it holds."""
+    """The space that serves. `group`: of its live lane, whose commits say what it holds; `share`: see Space.scan."""
 
     state: BuildState
     space: Space
     group: str
+    share: float = 1.0
 
 
 class OldSpaceFault(Exception):
@@ -59,7 +60,7 @@ def of_the_old_space(old: BuildState) -> Iterator[None]:
 async def pages_of(old: OldSpace) -> AsyncIterator[list[Head]]:
     """All that it holds. Raises OldSpaceFault, and what is Transient."""
     with of_the_old_space(old.state):
-        async for page in old.space.scan():
+        async for page in old.space.scan(share=old.share):
             yield page
 
 

@@ -135,7 +135,8 @@ class Cutover(Strict):
     """What a cutover waits for beside the gate: that `postpone_file` does not exist on the controller's machine, that
     somebody approves it. `max_rollback_lag`: events that the previous version may be behind the log. `warm_up_s`: for
     so long at most, queries are replayed against the new space before the swap, until their latency is stable.
-    `sweep_share`: of the time, at most, in which a sweep reads the store while a version serves; 1: without a pause."""
+    `sweep_share`: of the time, at most, in which a sweep, or whatever else reads a whole space, keeps the store at work
+    while a version serves; 1: without a pause."""
 
     postpone_file: FilePath | None = None
     approval: bool = False

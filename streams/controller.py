@@ -26,7 +26,7 @@ from streams.verbs import VERBS
 from streams.verbs.attending import WATCH, Attendant, held_back, let_go
 from streams.verbs.desk import Amendment, Desk, NotYet, Outside, Shown
 from streams.verbs.ending import RETENTION, not_retired
-from streams.verbs.examining import examine, may_begin, needs_examination
+from streams.verbs.examining import Examined, examine, may_begin, needs_examination
 from streams.verbs.swapping import cutover
 from streams.verbs.telling import TRY_AGAIN_S, ask_before
 from streams.verbs.waiting import GOES_ON, given_up, withdraw_examined
@@ -54,6 +54,7 @@ class Controller:
         self._locks: dict[str, asyncio.Lock] = {}
         self._under_way: set[str] = set()
         self._examined: dict[str, tuple[Command, int]] = {}
+        self._examining: dict[str, asyncio.Task[Examined]] = {}
         self.fenced = False
         self._in_office = asyncio.Event()
         self._out_of_office = asyncio.Event()
@@ -82,6 +83,8 @@ class Controller:
         self.fenced = fenced
         self._in_office.clear()
         self._out_of_office.set()
+        for task in self._examining.values():
+            task.cancel()
         self._state.close()
 
     async def handle(self, command: Command) -> None:
@@ -97,7 +100,8 @@ class Controller:
         try:
             with about(self._subject(command)), tracing.span(command.verb, command=command.id):
                 if command.verb == "cutover":
-                    await self._cut_over(command)
+                    while not await self._cut_over(command):
+                        await self._in_office.wait()
                 else:
                     await self._take_turn(command)
         finally:
@@ -143,20 +147,28 @@ class Controller:
         finally:
             self._state.cleared.pop(command.id, None)
 
-    async def _cut_over(self, command: Command) -> None:
-        """Look whether it may begin, examine outside the collection's turn, and then look again and swap."""
+    async def _cut_over(self, command: Command) -> bool:
+        """Look whether it may begin, examine outside the collection's turn, and then look again and swap. False: the
+        examination was given up, because the cutover was withdrawn, or because another worker is the controller."""
         if not await self._may_examine(command):
-            return
+            return True
+        examining = self._examining[command.id] = asyncio.create_task(examine(self._desk, command))
         try:
+            await asyncio.wait([examining])
+            if examining.cancelled():
+                return False
             try:
-                examined = await examine(self._desk, command)
+                examined = examining.result()
             except CrossfadeError as error:
                 async with self._turn(command.collection):
                     if await self._is_next(command):
                         await self._refuse(command, error)
-                return
+                return True
             await self._take_turn(command, lambda: cutover(self._desk, command, examined))
+            return True
         finally:
+            examining.cancel()
+            del self._examining[command.id]
             if self._examined.get(command.collection, (None,))[0] is command:
                 del self._examined[command.collection]
 
@@ -189,6 +201,7 @@ class Controller:
         async def step() -> None:
             await withdraw_examined(self._desk, command, first)
             self._examined.pop(command.collection, None)
+            self._examining[first.id].cancel()
 
         return step
 

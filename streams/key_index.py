@@ -86,8 +86,11 @@ class KeyIndex:
 
     def entries(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """int64[n]: the entry of each digest, ABSENT where the key is unknown."""
-        at = self.positions(digests)
-        return np.where(at == ABSENT, ABSENT, self._entry[at]) if len(self) else at
+        return self.entries_at(self.positions(digests))
+
+    def entries_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64[n]: the entry at each position; ABSENT for ABSENT."""
+        return np.where(positions == ABSENT, ABSENT, self._entry[positions]) if len(self) else positions
 
     def newest_offsets(self, digests: Sequence[bytes]) -> list[int]:
         """The newest offset of each key, put or tombstone; ABSENT where the key is unknown."""

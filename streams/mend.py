@@ -220,7 +220,7 @@ class Mender:
             await self._agent.progressed(lambda: not ledger.active or ledger.live.committable >= position)
             begin = (await self._kafka.bounds(self._build.topic))[ledger.partition].earliest  # as of after the scan
             comparison = Comparison({ledger.partition: index}, {ledger.partition: begin})
-            async for page in self._build.space.scan():
+            async for page in self._build.space.scan(share=self._build.sweep_share()):
                 comparison.add(page)
             suspects = comparison.finish()
             records = await records_at(

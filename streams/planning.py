@@ -146,7 +146,7 @@ async def make_plan(
         keys_in_two_partitions(found.indexes),
     )
     found_risks = risks(made, topic, build)
-    if (forgotten := await _forgotten(known, facts, bounds, found.indexes)) is not None:
+    if (forgotten := await _forgotten(known, facts, bounds, found.indexes, configured.cutover.sweep_share)) is not None:
         found_risks.append(forgotten)
     if settings.vector_cache is not None:
         found_risks.append(
@@ -255,9 +255,10 @@ async def _present(
 
 
 async def _forgotten(
-    known: Known, facts: TopicFacts, bounds: Mapping[int, Bounds], indexes: Mapping[int, KeyIndex]
+    known: Known, facts: TopicFacts, bounds: Mapping[int, Bounds], indexes: Mapping[int, KeyIndex], share: float
 ) -> Risk | None:
-    """How many documents the topic no longer has; None where its log is whole, or nothing that serves holds any."""
+    """How many documents the topic no longer has; None where its log is whole, or nothing that serves holds any.
+    `share`: of the time, at most, in which the space that serves is read."""
     begins = {p: b.earliest for p, b in bounds.items() if b.earliest and p in indexes}
     serving = next((one for one in known.builds if one.stage is Stage.SERVING), None)
     same = serving is not None and (serving.topic_id, serving.partitions) == (facts.topic_id, facts.partitions)
@@ -265,7 +266,7 @@ async def _forgotten(
         return None
     losses = Losses(indexes, begins, {})
     try:
-        async for page in space.scan():
+        async for page in space.scan(share=share):
             losses.add(page)
     except CrossfadeError as error:  # whatever is wrong there, this build can be planned and made without it
         return Risk(

@@ -97,7 +97,7 @@ class TimedSpace:
         with self._latencies.call("search"):
             return await self._inner.search(vector, limit, filters)
 
-    def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+    def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
         return self._inner.scan(page, share)
 
     async def count(self) -> int:

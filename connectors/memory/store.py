@@ -18,6 +18,8 @@ from connectors.protocols import JSON, Condition, Head, Hit, SpaceObject, SpaceS
 
 Effect = Literal["lost", "applied", "late", "unindexed"]
 
+PAGE = 2000
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -274,11 +276,11 @@ class MemorySpace:
         )
         return done
 
-    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+    async def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
         after: UUID | None = None
         while True:
             objects = (await self._read()).objects
-            uuids = sorted(uuid for uuid in objects if after is None or uuid > after)[:page]
+            uuids = sorted(uuid for uuid in objects if after is None or uuid > after)[: page or PAGE]
             if not uuids:
                 return
             yield [reserved.head_of(uuid, objects[uuid][0]) for uuid in uuids]

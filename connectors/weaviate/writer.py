@@ -6,6 +6,7 @@ It must never create a space, take a write for done that was not acknowledged, o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
@@ -39,6 +40,10 @@ BATCH_BYTES: Final = 8 * 1024 * 1024
 """Bounds of one write request, so that one fits into its deadline; the server's own message limit is larger."""
 
 ERASED_AT_ONCE: Final = 16
+PAGE: Final = 2000
+SHORT_PAGE: Final = 50
+"""Objects of a page of a scan beside searches: they wait for it for a few milliseconds."""
+PAGE_PAUSES_S: Final = (0.5, 1.0, 2.0)
 IDS_PER_REQUEST: Final = 500  # far below QUERY_MAXIMUM_RESULTS, which a server may have set lower than 10,000
 LONGEST_COUNTED_S: Final = 2.0
 
@@ -82,11 +87,12 @@ class WeaviateSpace:
         results = await self._fetch(uuids, tuple((await self._shape()).types))
         return {wire.uuid_of(result): wire.properties_of(result) for result in results}
 
-    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+    async def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
         """The server is at work on the next page while the caller has this one.
 
         With a `share`, it is asked for that page only after a while: searches wait behind what it does at a stretch.
         """
+        page = page or (PAGE if share == 1.0 else SHORT_PAGE)
         coming = self._page(wire.FIRST, page)
         try:
             while (found := await coming)[0]:
@@ -103,11 +109,20 @@ class WeaviateSpace:
         """And how many seconds it took."""
 
         async def ask() -> tuple[Sequence[search_get_pb2.SearchResult], float]:
-            begun_s = time.monotonic()
-            results = await self._search(wire.query(self.name, page, reserved.HEAD, after=after))
-            return results, time.monotonic() - begun_s
+            request = wire.query(self.name, page, reserved.HEAD, after=after)
+            for pause_s in PAGE_PAUSES_S:  # a scan may have been at it for hours
+                with contextlib.suppress(Transient):
+                    return await self._timed(request)
+                await asyncio.sleep(pause_s)
+            return await self._timed(request)
 
         return asyncio.create_task(ask())
+
+    async def _timed(
+        self, request: search_get_pb2.SearchRequest
+    ) -> tuple[Sequence[search_get_pb2.SearchResult], float]:
+        begun_s = time.monotonic()
+        return await self._search(request), time.monotonic() - begun_s
 
     async def count(self) -> int:
         """Weaviate offers no consistency level for this one: with replicas it is what the asked node holds."""

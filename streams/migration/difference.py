@@ -19,6 +19,8 @@ from streams.key_index import ABSENT, Expected, KeyIndex
 from streams.migration.forms import Digests, Forms
 
 SAMPLED = 100
+NEWER = np.iinfo(np.int16).min
+"""Instead of how many chunks were met; it stays below zero whatever is counted on."""
 
 
 @dataclass(slots=True)
@@ -38,14 +40,18 @@ class Comparison:
     """Takes the space page by page; `finish` adds what was never met. 30 bytes a key beside the index.
 
     `indexes`: the key index of each partition below a position up to which everything is resolved. `begins`: the log's
-    first offset of each, looked up once the index was read; a partition that is left out begins at 0. `kept`: by
-    partition, the documents that the log has forgotten, whole and torn ones.
+    first offset of each, looked up once the index was read; a partition that is left out begins at 0. `ends`: those
+    positions, where what is stored from beyond them is to be told apart: `newer` has the keys of such documents, 16
+    bytes each, and they are no suspects, however many come while a sweep lasts. `kept`: by partition, the documents
+    that the log has forgotten, whole and torn ones.
     """
 
     indexes: Mapping[int, KeyIndex]
     begins: Mapping[int, int] = field(default_factory=dict)
+    ends: Mapping[int, int] = field(default_factory=dict)
     checked: int = 0
     suspects: dict[bytes, Suspect] = field(default_factory=dict)
+    newer: Digests = field(default_factory=Digests)
     _met: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
     _wanted: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
     kept: dict[int, Forms] = field(default_factory=dict)
@@ -62,29 +68,42 @@ class Comparison:
             if head.partition in self.indexes:
                 by_partition.setdefault(head.partition, []).append(head)
         for partition, mine in by_partition.items():
-            index = self.indexes[partition]
-            digests = [key_digest(head.doc_id.encode()) for head in mine]
-            begin, forgotten = self.begins.get(partition, 0), list[tuple[Head, bytes]]()
-            for head, digest, at in zip(mine, digests, index.positions(digests).tolist(), strict=True):
-                if at == ABSENT and head.offset < begin:
-                    forgotten.append((head, digest))
-                else:
-                    self._judge(index, head, digest, at)
-            if forgotten:
-                self.kept.setdefault(partition, Forms()).add(*zip(*forgotten, strict=True))
+            self._compare(partition, mine)
 
-    def _judge(self, index: KeyIndex, head: Head, digest: bytes, at: int) -> None:
+    def _compare(self, partition: int, heads: Sequence[Head]) -> None:
+        """What is as it should be in columns, the few that are not one by one."""
+        index, met, wanted = self.indexes[partition], self._met[partition], self._wanted[partition]
+        digests = [key_digest(head.doc_id.encode()) for head in heads]
+        at = index.positions(digests)
+        current = index.entries_at(at) == 2 * np.array([head.offset for head in heads], np.int64)
+        np.add.at(met, at[current], 1)
+        chunk, chunks = np.array([(head.chunk, head.chunks) for head in heads], np.int64).T
+        first = current & (chunk == 0)
+        wanted[at[first]] = chunks[first]
+        begin, end = self.begins.get(partition, 0), self.ends.get(partition)
+        forgotten, newer = list[tuple[Head, bytes]](), list[bytes]()
+        for i in np.flatnonzero(~current).tolist():
+            head, digest, place = heads[i], digests[i], int(at[i])
+            if end is not None and head.offset >= end:
+                newer.append(digest)
+                if place != ABSENT:
+                    met[place] = NEWER
+            elif place == ABSENT and head.offset < begin:
+                forgotten.append((head, digest))
+            else:
+                self._differs(index, head, digest, place)
+        if forgotten:
+            self.kept.setdefault(partition, Forms()).add(*zip(*forgotten, strict=True))
+        self.newer.add(newer)
+
+    def _differs(self, index: KeyIndex, head: Head, digest: bytes, at: int) -> None:
         expected = index.entry(at) if at != ABSENT else None
         if expected is None or expected.deleted:
             self.suspects[digest] = Suspect("extra", head.partition, digest, expected, head.doc_id, head.offset)
             return
         self._met[head.partition][at] += 1
-        if head.offset != expected.offset:
-            if head.chunk and digest in self.suspects:
-                return  # what chunk 0 says counts: it is the document's commit record
+        if not (head.chunk and digest in self.suspects):  # what chunk 0 says counts: it is the document's commit record
             self.suspects[digest] = Suspect("stale", head.partition, digest, expected, head.doc_id, head.offset)
-        elif head.chunk == 0:
-            self._wanted[head.partition][at] = head.chunks
 
     def finish(self) -> list[Suspect]:
         """Everything that differs: also documents never met, or met with too few or too many chunks."""
@@ -92,11 +111,24 @@ class Comparison:
             met, wanted = self._met[partition], self._wanted[partition]
             documents = index.documents
             self.checked += documents
-            for at in index.unmatched_puts(np.asarray(met > 0)):
+            for at in index.unmatched_puts(np.asarray(met != 0)):
                 self._suspect("missing", partition, index, int(at))
             for at in np.flatnonzero((met > 0) & (met != wanted)):
                 self._suspect("stale" if wanted[at] else "missing", partition, index, int(at))
         return list(self.suspects.values())
+
+    def without_record(self, seen: Digests) -> list[Suspect]:
+        """Of `newer`, those of whose keys no newer record was `seen`."""
+        found: list[Suspect] = []
+        for digest in self.newer.beyond(seen):
+            for partition, index in self.indexes.items():
+                if (at := int(index.positions([digest])[0])) != ABSENT:
+                    expected = index.entry(at)
+                    found.append(Suspect("extra" if expected.deleted else "stale", partition, digest, expected, None))
+                    break
+            else:
+                found.append(Suspect("extra", ABSENT, digest, None, None))
+        return found
 
     def of_forgotten(self) -> tuple[int, int]:
         """How many of them are whole, and how many are torn."""

@@ -39,8 +39,17 @@ class Digests:
 
     def holds(self, digests: Sequence[bytes]) -> NDArray[np.bool_]:
         """bool[n]"""
+        if not digests:
+            return np.zeros(0, np.bool_)
         self._settle()
         return places(self._high, self._low, *columns_of(digests))[1]
+
+    def beyond(self, other: Digests) -> list[bytes]:
+        """Those that the other does not hold, in order: few, as a rule."""
+        self._settle()
+        other._settle()
+        at = np.flatnonzero(~places(other._high, other._low, self._high, self._low)[1])
+        return [pair.tobytes() for pair in np.stack((self._high[at], self._low[at]), axis=1).astype(">u8")]
 
     def _settle(self) -> None:
         """Sort what has come, and insert what is new."""

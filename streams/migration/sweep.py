@@ -6,13 +6,14 @@ It reads only. What it reports is true of what the live lane had committed; newe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from connectors.errors import IdentityChanged, Terminal, Transient
-from connectors.protocols import Log, Record, Space
+from connectors.protocols import Head, Log, Record, Space
 from streams.documents import Delete, DocumentSchema, Put, key_digest, parse
 from streams.identity import check_topic
 from streams.key_index import KeyIndex
@@ -23,8 +24,7 @@ from streams.replay import plan_scan
 from streams.state import BuildState
 
 LAG_PATIENCE_S = 60.0
-PAGE, SHORT_PAGE = 2000, 50
-"""Objects: a short page keeps a search waiting for a few milliseconds."""
+PAGES_AHEAD = 8
 NAMED = 10
 
 
@@ -87,7 +87,7 @@ async def sweep(
     share: float = 1.0,
 ) -> Sweep:
     """Compare. `held`: positions in the dead letters; `serving`: another space, of the version that serves, to see what
-    would be lost with it (see Sweep). `share`: of the time, at most, in which a space is read; below 1 in short pages.
+    would be lost with it (see Sweep). `share`: of the time, at most, in which a space is read (see Space.scan).
     Memory: about 30 bytes a key.
 
     Raises IdentityChanged for rule 1 (recreated topic, a key in two partitions), Transient when the live lane does
@@ -98,10 +98,7 @@ async def sweep(
     say("waiting for the live lane to reach the log's end of now")
     await _caught_up(build, kafka, live_group, ends)
     say("reading the keys of the log")
-    page = PAGE if share == 1.0 else SHORT_PAGE
-    pages = space.scan(page, share)
-    first = asyncio.ensure_future(anext(pages, []))  # the store is at work on it meanwhile
-    try:
+    async with ahead(space.scan(share=share), PAGES_AHEAD) as pages:  # the store is at work meanwhile
         indexes = {p: await plan_scan(kafka, build.topic, p, end) for p, end in ends.items()}
         if pairs := keys_in_two_partitions(indexes):
             raise IdentityChanged(
@@ -111,28 +108,55 @@ async def sweep(
         # only now: what retention took while the keys were read is in no index, and no fault of the space either
         begins = {p: b.earliest for p, b in (await kafka.bounds(build.topic)).items() if p in indexes and b.earliest}
         say("reading the space")
-        comparison = Comparison(indexes, begins)
-        comparison.add(await first)
+        comparison = Comparison(indexes, begins, ends)
         async for heads in pages:
             comparison.add(heads)
-    finally:
-        first.cancel()
     suspects = {s.digest: s for s in comparison.finish()}
     kept, torn = comparison.of_forgotten()
     losses, unread = Losses(indexes, begins, comparison.kept), ""
     if serving is not None and begins:
         say("reading the serving space, for what the topic no longer has")
         try:
-            async for heads in serving.scan(page, share):
+            async for heads in serving.scan(share=share):
                 losses.add(heads)
         except Terminal as error:  # no fault of this build's: see OldSpaceFault
             losses, unread = Losses(indexes, begins, comparison.kept), f"{error.message}; next: {error.next_step}"
-    moved, moved_lost = await _moved_since(build, kafka, ends, suspects, losses.lost)
-    faults = [s for digest, s in suspects.items() if digest not in moved]
-    found = await _report(build, schema, kafka, comparison, faults, held, len(moved), indexes)
-    if names := sorted(name for digest, name in losses.names.items() if digest not in moved_lost):
+    moved = await _moved_since(build, kafka, ends, suspects, comparison.newer, losses.lost)
+    suspects = {s.digest: s for s in comparison.without_record(moved.faults)} | suspects
+    stand = ~moved.faults.holds(list(suspects))
+    faults = [suspect for suspect, stands in zip(suspects.values(), stand.tolist(), strict=True) if stands]
+    found = await _report(build, schema, kafka, comparison, faults, held, len(moved.faults), indexes)
+    if names := sorted(name for digest, name in losses.names.items() if digest not in moved.lost):
         found.examples["lost"] = names[:NAMED]
-    return replace(found, kept=kept, torn=torn, lost=len(losses.lost) - len(moved_lost), unread=unread)
+    return replace(found, kept=kept, torn=torn, lost=len(losses.lost) - len(moved.lost), unread=unread)
+
+
+@asynccontextmanager
+async def ahead(pages: AsyncIterator[list[Head]], most: int) -> AsyncIterator[AsyncIterator[list[Head]]]:
+    """The same pages, up to `most` of them read before they are asked for. Raises where they come what reading them
+    raised."""
+    read: asyncio.Queue[list[Head] | Exception | None] = asyncio.Queue(most)
+
+    async def fill() -> None:
+        try:
+            async for page in pages:
+                await read.put(page)
+            await read.put(None)
+        except Exception as error:  # noqa: BLE001 - handed on
+            await read.put(error)
+
+    async def given() -> AsyncIterator[list[Head]]:
+        while (page := await read.get()) is not None:
+            if isinstance(page, Exception):
+                raise page
+            yield page
+
+    filling = asyncio.create_task(fill())
+    try:
+        yield given()
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
 
 
 async def _caught_up(build: BuildState, kafka: Log, live_group: str, ends: Mapping[int, int]) -> None:
@@ -153,18 +177,31 @@ async def _caught_up(build: BuildState, kafka: Log, live_group: str, ends: Mappi
         waited_s += 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Keys with a record newer than the index, of those that were looked for: the space may rightly hold that one."""
+
+    faults: Digests = field(default_factory=Digests)
+    lost: set[bytes] = field(default_factory=set)
+
+
 async def _moved_since(
-    build: BuildState, kafka: Log, ends: Mapping[int, int], suspects: Collection[bytes], lost: Digests
-) -> tuple[set[bytes], set[bytes]]:
-    """Suspects, and lost ones, with a record newer than the index: the space may rightly hold that one."""
-    moved, moved_lost = set[bytes](), set[bytes]()
-    if not suspects and not len(lost):
-        return moved, moved_lost
+    build: BuildState,
+    kafka: Log,
+    ends: Mapping[int, int],
+    suspects: Collection[bytes],
+    newer: Digests,
+    lost: Digests,
+) -> _Moved:
+    moved = _Moved()
+    if not suspects and not len(newer) and not len(lost):
+        return moved
     for partition, bounds in (await kafka.bounds(build.topic)).items():
         async for batch in kafka.read_keys(build.topic, partition, ends[partition], bounds.stable, key_digest):
-            moved.update(digest for digest in batch.digests if digest in suspects)
-            moved_lost.update(batch.digests[int(at)] for at in np.flatnonzero(lost.holds(batch.digests)))
-    return moved, moved_lost
+            moved.faults.add([digest for digest in batch.digests if digest in suspects])
+            moved.faults.add([batch.digests[int(at)] for at in np.flatnonzero(newer.holds(batch.digests))])
+            moved.lost.update(batch.digests[int(at)] for at in np.flatnonzero(lost.holds(batch.digests)))
+    return moved
 
 
 async def _report(

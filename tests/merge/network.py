@@ -209,7 +209,7 @@ class SimSpace:
             "delete_chunks", doc_hashes, lambda: self._inner.delete_chunks(doc_hashes, from_chunk)
         )
 
-    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+    async def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
         async for heads in self._inner.scan(page, share):
             await self._net.read()
             yield heads
@@ -238,7 +238,7 @@ class RefusingSpace(SimSpace):
         if (fault := self._fault()) is not None and fault[0] == verb:
             raise fault[1]
 
-    async def scan(self, page: int = 2000, share: float = 1.0) -> AsyncIterator[list[Head]]:
+    async def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
         self._refuse("scan")
         async for heads in super().scan(page, share):
             yield heads

@@ -222,7 +222,7 @@ async def test_every_difference_between_log_and_space_is_found(
     fault(heads)
 
     class Scanned:
-        async def scan(self, page: int = 2000) -> AsyncIterator[list[Head]]:
+        async def scan(self, page: int | None = None) -> AsyncIterator[list[Head]]:
             yield list(heads.values())
 
     found = await compare(newest, Scanned())  # type: ignore[arg-type]  # the one call it makes

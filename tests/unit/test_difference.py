@@ -94,6 +94,38 @@ def test_heads_of_partitions_that_are_not_compared_are_left_out() -> None:
     assert comparison.finish() == []
 
 
+NEWER = st.dictionaries(KEYS, st.tuples(st.integers(1, 3), st.integers(0, 15), st.booleans()))
+
+
+@given(LOG, NEWER, st.integers(1, 5))
+def test_what_is_stored_from_beyond_the_end_is_held_against_nobody_whose_newer_record_was_seen(
+    log: dict[str, tuple[int, bool]], stored: dict[str, tuple[int, int, bool]], page: int
+) -> None:
+    """Without suspects for it: there may be millions. Chunks of the form before it may still be there."""
+    log = {key: (n, gone) for n, (key, (_, gone)) in enumerate(log.items())}
+    end = len(log)
+    flat: list[Head] = []
+    for key, (chunks, older, _) in stored.items():
+        before = heads_of(key, log[key][0], 4, present=older) if key in log and not log[key][1] else []
+        now = heads_of(key, end + 7, chunks)
+        left = [head for head in before if head.chunk >= chunks]
+        flat += [*left, *now] if older % 2 else [*now, *left]
+    comparison = Comparison({0: index_of(log)}, ends={0: end})
+    for at in range(0, len(flat), page):
+        comparison.add(flat[at : at + page])
+    found = comparison.finish()
+    missing = {key_digest(key.encode()) for key, (_, gone) in log.items() if not gone and key not in stored}
+    assert {suspect.digest for suspect in found} == missing
+    seen = Digests()
+    seen.add([key_digest(key.encode()) for key, (_, _, recorded) in stored.items() if recorded])
+    strange = {suspect.digest: suspect for suspect in comparison.without_record(seen)}
+    unrecorded = {key_digest(key.encode()): key for key, (_, _, recorded) in stored.items() if not recorded}
+    assert strange.keys() == unrecorded.keys()
+    for digest, key in unrecorded.items():
+        kind = "stale" if key in log and not log[key][1] else "extra"
+        assert (strange[digest].kind, strange[digest].expected) == (kind, log.get(key))
+
+
 @given(st.lists(st.sets(st.sampled_from("abcdef")), min_size=1, max_size=4))
 def test_keys_in_two_partitions(keys: list[set[str]]) -> None:
     indexes = {p: index_of({key: (n, False) for n, key in enumerate(sorted(mine))}) for p, mine in enumerate(keys)}

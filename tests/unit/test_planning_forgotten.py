@@ -47,14 +47,14 @@ async def known(error: CrossfadeError | None = None) -> Known:
 
 
 async def test_those_that_only_the_serving_space_has_are_counted_once() -> None:
-    risk = await _forgotten(await known(), FACTS, {1: Bounds(40, 50)}, INDEXES)
+    risk = await _forgotten(await known(), FACTS, {1: Bounds(40, 50)}, INDEXES, 1.0)
     assert risk is not None
     assert risk.what.startswith("2 documents that documents no longer has are in the space of docs/v1")
-    assert await _forgotten(await known(), FACTS, {1: Bounds(0, 50)}, INDEXES) is None
+    assert await _forgotten(await known(), FACTS, {1: Bounds(0, 50)}, INDEXES, 1.0) is None
 
 
 @pytest.mark.parametrize("error", [AccessDenied("Weaviate refuses access"), Unreachable("Weaviate does not answer")])
 async def test_a_space_that_cannot_be_read_is_no_space_without_them(error: CrossfadeError) -> None:
-    risk = await _forgotten(await known(error), FACTS, {1: Bounds(40, 50)}, INDEXES)
+    risk = await _forgotten(await known(error), FACTS, {1: Bounds(40, 50)}, INDEXES, 1.0)
     assert risk is not None
     assert f"is not known: {error.message}" in risk.what

@@ -522,14 +522,39 @@ async def test_a_cutover_is_withdrawn_while_it_is_examined(world: World) -> None
     assert (await outcome_of(world, cancelled)).message == "the cutover to v2 that anna@a asked for is withdrawn"
     told = await outcome_of(world, asked)
     assert (told.ok, "withdrawn by ben@b, while it was examined" in told.message) == (False, True)
-    go.set()
-    await cutting
+    async with asyncio.timeout(5):
+        await cutting  # without `go`: what is withdrawn is not examined to its end
     assert (await collection(world)).serving == "v1"
     assert (await events(world))[-1] == "cutover withdrawn"
+    go.set()
     heir = await world.controller()
     await heir.handle(asked)  # its sender asks again
     assert (await collection(world)).serving == "v1"
     assert (await world.ask(heir, "cutover", "v2")).ok
+    await world.check()
+
+
+async def test_an_examination_ends_with_the_office_and_begins_anew_in_the_next(world: World) -> None:
+    controller = await two_versions(world)
+    judging = asyncio.Event()
+
+    async def endless() -> None:
+        judging.set()
+        await asyncio.Event().wait()
+
+    world.meanwhile = endless
+    asked = as_operator("anna@a", "cutover", "v2")
+    cutting = asyncio.create_task(controller.handle(asked))
+    await judging.wait()
+    controller.stand_down()
+    world.meanwhile = lambda: asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert not cutting.done()
+    await controller.take_over(world.view)
+    async with asyncio.timeout(5):
+        await cutting
+    assert (await outcome_of(world, asked)).ok
+    assert (await collection(world)).serving == "v2"
     await world.check()
 
 

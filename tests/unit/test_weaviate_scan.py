@@ -42,16 +42,17 @@ def a_result(number: int, properties: Mapping[str, str | int] = WHOLE) -> search
 
 
 class FakeConnection:
-    """Objects 1 to `objects`, a page at a time; from page `fails` on, it is away. Keeps the cursors that were asked."""
+    """Objects 1 to `objects`, a page at a time; from request `fails` on, and for `away` of them, it is away. Keeps the
+    cursors that were asked."""
 
     Search = None
 
-    def __init__(self, objects: int, fails: int | None = None) -> None:
+    def __init__(self, objects: int, fails: int | None = None, away: int = 1000) -> None:
         self.stub = self
         self.asked: list[int] = []
         self.silent = False
         self._objects = objects
-        self._fails = fails
+        self._fails = range(0) if fails is None else range(fails, fails + away)
 
     def read_deadline(self) -> None:
         return None
@@ -59,7 +60,7 @@ class FakeConnection:
     async def rpc(self, _: Any, request: search_get_pb2.SearchRequest, *__: Any, **___: Any) -> Any:
         first = UUID(request.after).int + 1
         self.asked.append(first - 1)
-        if len(self.asked) - 1 == self._fails:
+        if len(self.asked) - 1 in self._fails:
             raise Unreachable("away", next_step="wait")
         await asyncio.sleep(3600 if self.silent else 0)
         numbers = range(first, min(first + request.limit, self._objects + 1))
@@ -86,7 +87,21 @@ async def test_the_next_page_is_on_its_way_while_the_caller_has_this_one() -> No
         assert len(connection.asked) == pages + 1
 
 
-async def test_a_page_that_fails_is_raised_after_those_before_it() -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PAGE_PAUSES_S", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_page_that_fails_for_a_moment_is_asked_for_again() -> None:
+    connection = FakeConnection(6, fails=1, away=3)
+    found = [head.uuid.int for page in [page async for page in a_space(connection).scan(2)] for head in page]
+    assert found == [1, 2, 3, 4, 5, 6]
+    assert connection.asked == [0, 2, 2, 2, 2, 4, 6]
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_page_that_goes_on_failing_is_raised_after_those_before_it() -> None:
     scan = a_space(FakeConnection(6, fails=1)).scan(2)
     assert [head.uuid.int for head in await anext(scan)] == [1, 2]
     with pytest.raises(Unreachable):

@@ -20,6 +20,8 @@ from connectors.protocols import KeyBatch, RangeBatch, Record
 
 MAX_RECORDS = 1000
 MAX_KEYS = 8 * MAX_RECORDS
+LOOK_S = 0.05
+"""How long a tail that is closed may be read on: a command line waits for that at its end."""
 
 
 def open_consumer(settings: KafkaSettings, prefetch_bytes: int | None = None) -> Consumer:
@@ -214,6 +216,7 @@ class TopicTail:
         self._thread = ClientThread(f"kafka-tail-{topic}")
         self._consumer: Consumer | None = None
         self._behind: dict[int, int] = {}  # partition -> the stable end at start that was not reached yet
+        self._closing = False
         self.caught_up = False
 
     async def start(self) -> None:
@@ -228,6 +231,8 @@ class TopicTail:
         return records
 
     async def close(self) -> None:
+        """Does not wait out a read that is under way, whose caller may have gone."""
+        self._closing = True
         await self._thread.run(self._close)
         await self._thread.stop()
 
@@ -254,7 +259,7 @@ class TopicTail:
         records: list[Record] = []
         while not records:
             with foreign(self._doing, reading=True):
-                messages = gather(self._consumer, max_records, max(0.0, deadline - time.monotonic()))
+                messages = gather(self._consumer, max_records, min(LOOK_S, max(0.0, deadline - time.monotonic())))
             records, events = split(messages)
             self._behind = {
                 partition: end
@@ -263,7 +268,7 @@ class TopicTail:
             }
             for event in events:
                 self._take_event(event)
-            if time.monotonic() >= deadline or (events and not self._behind):
+            if self._closing or time.monotonic() >= deadline or (events and not self._behind):
                 break
         return records
 

@@ -145,9 +145,10 @@ def head_of(result: search_get_pb2.SearchResult) -> Head:
     found = []
     for name, kind in _HEAD_KINDS:
         value = fields[name]
-        if not value.HasField(kind):
+        read = getattr(value, kind)
+        if not read and not value.HasField(kind):
             return reserved.head_of(uuid, properties_of(result))  # says what is wrong
-        found.append(getattr(value, kind))
+        found.append(read)
     return Head(uuid, *found)
 
 

@@ -77,9 +77,8 @@ class Comparison:
         at = index.positions(digests)
         current = index.entries_at(at) == 2 * np.array([head.offset for head in heads], np.int64)
         np.add.at(met, at[current], 1)
-        chunk, chunks = np.array([(head.chunk, head.chunks) for head in heads], np.int64).T
-        first = current & (chunk == 0)
-        wanted[at[first]] = chunks[first]
+        first = current & (np.array([head.chunk for head in heads], np.int64) == 0)
+        wanted[at[first]] = np.array([head.chunks for head in heads], np.int64)[first]
         begin, end = self.begins.get(partition, 0), self.ends.get(partition)
         forgotten, newer = list[tuple[Head, bytes]](), list[bytes]()
         for i in np.flatnonzero(~current).tolist():

@@ -138,6 +138,17 @@ class TestProduceMany:
             await asyncio.to_thread(produce_many, settings, topic, some())
         assert await keys(log, topic) == [b"a"]
 
+    async def test_who_closes_it_does_not_wait_for_a_read_whose_caller_has_gone(
+        self, settings: KafkaSettings, make_topic: MakeTopic
+    ) -> None:
+        tail = TopicTail(settings, make_topic())
+        await tail.start()
+        reading = asyncio.create_task(tail.read(3600.0))
+        await asyncio.sleep(0.1)
+        reading.cancel()
+        async with asyncio.timeout(60):
+            await tail.close()
+
     async def test_an_unknown_topic_is_not_found(self, settings: KafkaSettings, unique: Unique) -> None:
         with pytest.raises(NotFound):
             await asyncio.to_thread(produce_many, settings, unique("absent"), [(b"a", b"1", None)])

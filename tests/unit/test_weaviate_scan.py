@@ -6,11 +6,13 @@ It must never need a server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from weaviate.proto.v1 import search_get_pb2
 
 from connectors import reserved
@@ -67,10 +69,31 @@ class FakeConnection:
         return search_get_pb2.SearchReply(results=[a_result(number) for number in numbers])
 
 
+class SpreadConnection(FakeConnection):
+    """Objects with these ids."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        super().__init__(len(ids))
+        self._ids = sorted(ids)
+
+    async def rpc(self, _: Any, request: search_get_pb2.SearchRequest, *__: Any, **___: Any) -> Any:
+        after = UUID(request.after).int
+        self.asked.append(after)
+        await asyncio.sleep(3600 if self.silent else 0)
+        results = [a_result(number) for number in self._ids if number > after][: request.limit]
+        return search_get_pb2.SearchReply(results=results)
+
+
+@pytest.fixture
+def one_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "CURSORS", 1)
+
+
 def a_space(connection: FakeConnection) -> WeaviateSpace:
     return WeaviateSpace(connection, "Docs_v1_1_x")  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("one_cursor")
 @pytest.mark.parametrize(("objects", "cursors"), [(0, [0]), (5, [0, 2, 4, 5]), (4, [0, 2, 4])])
 async def test_a_scan_asks_for_each_page_once_and_for_one_that_is_empty(objects: int, cursors: list[int]) -> None:
     connection = FakeConnection(objects)
@@ -79,6 +102,7 @@ async def test_a_scan_asks_for_each_page_once_and_for_one_that_is_empty(objects:
     assert connection.asked == cursors
 
 
+@pytest.mark.usefixtures("one_cursor")
 async def test_the_next_page_is_on_its_way_while_the_caller_has_this_one() -> None:
     connection = FakeConnection(6)
     pages = 0
@@ -87,12 +111,36 @@ async def test_the_next_page_is_on_its_way_while_the_caller_has_this_one() -> No
         assert len(connection.asked) == pages + 1
 
 
+QUARTERS = [number << 126 for number in range(4)]
+LAST = (1 << 128) - 1
+IDS = st.sets(st.one_of(st.integers(1, LAST), *(st.integers(max(1, at - 2), at + 2) for at in QUARTERS), st.just(LAST)))
+
+
+@given(IDS, st.integers(1, 4))
+async def test_cursors_in_parts_of_the_ids_find_every_object_once(ids: set[int], page: int) -> None:
+    connection = SpreadConnection(list(ids))
+    found = [head.uuid.int for page in [page async for page in a_space(connection).scan(page)] for head in page]
+    assert sorted(found) == sorted(ids)
+    assert connection.asked[:4] == QUARTERS, "all at once"
+    assert len(connection.asked) <= len(ids) / page + 2 * 4
+
+
+async def test_who_leaves_a_scan_of_several_cursors_leaves_nothing_running() -> None:
+    connection = SpreadConnection([number << 120 for number in range(1, 256)])
+    scan = a_space(connection).scan(2)
+    await anext(scan)
+    connection.silent = True
+    await anext(scan)
+    await scan.aclose()  # type: ignore[attr-defined]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "PAGE_PAUSES_S", (0.0, 0.0, 0.0))
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("one_cursor", "at_once")
 async def test_a_page_that_fails_for_a_moment_is_asked_for_again() -> None:
     connection = FakeConnection(6, fails=1, away=3)
     found = [head.uuid.int for page in [page async for page in a_space(connection).scan(2)] for head in page]
@@ -100,7 +148,7 @@ async def test_a_page_that_fails_for_a_moment_is_asked_for_again() -> None:
     assert connection.asked == [0, 2, 2, 2, 2, 4, 6]
 
 
-@pytest.mark.usefixtures("at_once")
+@pytest.mark.usefixtures("one_cursor", "at_once")
 async def test_a_page_that_goes_on_failing_is_raised_after_those_before_it() -> None:
     scan = a_space(FakeConnection(6, fails=1)).scan(2)
     assert [head.uuid.int for head in await anext(scan)] == [1, 2]
@@ -128,6 +176,7 @@ async def test_a_scan_that_rests_finds_the_same_and_asks_only_after_its_rest(mon
     assert asked_before_rest == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("one_cursor")
 async def test_who_leaves_a_scan_leaves_nothing_running() -> None:
     connection = FakeConnection(6)
     scan = a_space(connection).scan(2)

@@ -190,7 +190,7 @@ def measure(bench: Bench) -> Part:
     ]
     what = (
         f"{documents:,} objects of {DIMENSIONS} dimensions, and as many records in the log. The cursor alone asks for "
-        f"page after page and looks at nothing; the sweep has {CURSORS} at once, each in its part of the ids, reads the "
-        f"log's keys, and compares. Wanted: at least {LEAST_RATIO:g} of the best cursor's rate."
+        f"page after page and looks at nothing; the sweep has {CURSORS} at once, each for a part of the ids, reads "
+        f"the log's keys, and compares. Wanted: at least {LEAST_RATIO:g} of the best cursor's rate."
     )
     return Part([Table("Sweep", what, rows)], facts, details=figures)

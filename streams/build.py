@@ -31,10 +31,13 @@ class Limits:
     """How much one build keeps in flight. `window`: events a lane, at most; also what a former owner may have had.
 
     `concurrency`: groups of a lane that read or write the space at once; the endpoint has limits of its own.
+    `together`: objects of groups that wait for their turn to write, and then go in one call: a whole request of the
+    store, and small beside what a lane may have in flight.
     """
 
     batch: int = 64
     concurrency: int = 2
+    together: int = 256
     window: int = 16384
     bytes_in_flight: int = 12 * 2**20
     read_records: int = 1000

@@ -67,7 +67,7 @@ class EmbedAgent:
             Lane.MEND: asyncio.Semaphore(1),
         }
         self._turns = {
-            lane: WriteTurns(slots, lambda writes: self._store(writes, Outcome.WRITTEN))
+            lane: WriteTurns(slots, lambda writes: self._store(writes, Outcome.WRITTEN), build.limits.together)
             for lane, slots in self._slots.items()
         }
         self._most_under_way = self._groups_under_way()
@@ -89,11 +89,12 @@ class EmbedAgent:
         self._progressed = asyncio.Condition()
 
     def _groups_under_way(self) -> int:
-        """Enough of a lane to keep its endpoints and its writes busy, and no more: what has been embedded and not yet
-        written is paid for again after a kill."""
+        """Enough of a lane to keep its endpoints busy, and its writes with whole requests, and no more: what has been
+        embedded and not yet written is paid for again after a kill."""
         pool, limits = self.build.encoder.pool, self.build.limits
+        groups_of_a_write = -(-limits.together // limits.batch)
         requests_of_a_group = -(-limits.batch // pool.max_batch)
-        return limits.concurrency + -(-pool.most_in_flight // requests_of_a_group)
+        return limits.concurrency * groups_of_a_write + -(-pool.most_in_flight // requests_of_a_group)
 
     async def run(self, stream: AsyncIterable[list[Batch]]) -> None:
         """The agent's body. An error ends it through `failed`, and with it the lanes that feed it."""

@@ -15,17 +15,17 @@ from streams.space_writer import DocumentWrite
 
 Outcomes = list[tuple[Event, Outcome]]
 
-MOST_OBJECTS = 256  # of one call: a whole request of the store, and small beside what a lane may have in flight
-
 
 class WriteTurns:
-    """`slots`: as many calls at once; whatever else uses the space may take turns at them. `store`: one call."""
+    """`slots`: as many calls at once; whatever else uses the space may take turns at them. `store`: one call.
+    `together`: objects of one, at most, but for a caller who has more."""
 
     def __init__(
-        self, slots: asyncio.Semaphore, store: Callable[[Sequence[DocumentWrite]], Awaitable[Outcomes]]
+        self, slots: asyncio.Semaphore, store: Callable[[Sequence[DocumentWrite]], Awaitable[Outcomes]], together: int
     ) -> None:
         self._slots = slots
         self._store = store
+        self._together = together
         self._waiting: deque[_Group] = deque()
 
     async def store(self, writes: Sequence[DocumentWrite]) -> Outcomes:
@@ -49,7 +49,7 @@ class WriteTurns:
         """The first that waits, and what fits in with it."""
         taken = [self._waiting.popleft()]
         size = taken[0].objects
-        while self._waiting and size + self._waiting[0].objects <= MOST_OBJECTS:
+        while self._waiting and size + self._waiting[0].objects <= self._together:
             taken.append(self._waiting.popleft())
             size += taken[-1].objects
         return taken

@@ -31,7 +31,7 @@ from tests.merge import broken, virtual_time
 from tests.merge.world import NAMES, REFUSED_BY_MODEL, TOPIC, World
 from tests.pools import ENDPOINT_AT_ONCE
 
-LIMITS = Limits(batch=8, window=16, read_records=8, write_deadline_s=2.0, settle_s=4.0)
+LIMITS = Limits(batch=8, together=8, window=16, read_records=8, write_deadline_s=2.0, settle_s=4.0)
 
 
 def play(story: Callable[[World], Awaitable[None]], *, limits: Limits = LIMITS, partitions: int = 1) -> World:
@@ -1321,7 +1321,7 @@ def test_a_serving_space_that_fails_on_the_way_leaves_the_rest_due() -> None:
         second.beside_fault = None
         await asyncio.sleep(40.0)
 
-    wide = Limits(batch=1, window=50, read_records=1, write_deadline_s=2.0, settle_s=4.0)
+    wide = Limits(batch=1, together=1, window=50, read_records=1, write_deadline_s=2.0, settle_s=4.0)
     forgetting(story, documents=30, limits=wide)
 
 

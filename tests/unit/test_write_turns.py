@@ -14,7 +14,9 @@ from connectors.errors import Overloaded
 from connectors.protocols import SpaceObject
 from streams.ordering import Event, Outcome
 from streams.space_writer import DocumentWrite
-from streams.write_turns import MOST_OBJECTS, Outcomes, WriteTurns
+from streams.write_turns import Outcomes, WriteTurns
+
+MOST_OBJECTS = 256
 
 
 class Space:
@@ -60,7 +62,7 @@ def start(turns: WriteTurns, *names: str, objects: int = 1) -> asyncio.Task[Outc
 
 async def test_what_can_go_goes_at_once_and_the_rest_together() -> None:
     space = Space()
-    turns = WriteTurns(asyncio.Semaphore(2), space.store)
+    turns = WriteTurns(asyncio.Semaphore(2), space.store, MOST_OBJECTS)
     tasks = []
     for number in range(5):
         tasks.append(start(turns, f"{number}a", f"{number}b"))
@@ -77,7 +79,7 @@ async def test_what_can_go_goes_at_once_and_the_rest_together() -> None:
 
 async def test_a_turn_is_not_spent_on_what_somebody_took_along() -> None:
     space = Space()
-    turns = WriteTurns(asyncio.Semaphore(2), space.store)
+    turns = WriteTurns(asyncio.Semaphore(2), space.store, MOST_OBJECTS)
     tasks = [start(turns, name) for name in ("a", "b", "c", "d")]
     await settle()
     space.go(0)
@@ -96,7 +98,7 @@ async def test_a_turn_is_not_spent_on_what_somebody_took_along() -> None:
 
 async def test_a_call_is_bounded() -> None:
     space = Space()
-    turns = WriteTurns(asyncio.Semaphore(1), space.store)
+    turns = WriteTurns(asyncio.Semaphore(1), space.store, MOST_OBJECTS)
     names = [str(number) for number in range(7)]
     tasks = [start(turns, name, objects=MOST_OBJECTS // 2) for name in names[:6]]
     tasks.append(start(turns, names[6], objects=3 * MOST_OBJECTS))
@@ -109,7 +111,7 @@ async def test_a_call_is_bounded() -> None:
 
 async def test_each_hears_of_its_own() -> None:
     space = Space()
-    turns = WriteTurns(asyncio.Semaphore(1), space.store)
+    turns = WriteTurns(asyncio.Semaphore(1), space.store, MOST_OBJECTS)
     tasks = [start(turns, name) for name in ("a", "b", "bad")]
     await settle()
     space.go(0)
@@ -124,7 +126,7 @@ async def test_each_hears_of_its_own() -> None:
 
 async def test_what_went_together_fails_together_and_the_next_goes() -> None:
     space = Space()
-    turns = WriteTurns(asyncio.Semaphore(1), space.store)
+    turns = WriteTurns(asyncio.Semaphore(1), space.store, MOST_OBJECTS)
     tasks = [start(turns, name) for name in ("a", "b", "c")]
     await settle()
     tasks.append(start(turns, "d", objects=MOST_OBJECTS))
@@ -140,7 +142,7 @@ async def test_what_went_together_fails_together_and_the_next_goes() -> None:
 @pytest.mark.parametrize("whose", [1, 2])
 async def test_who_is_cancelled_while_it_waits_is_not_written(whose: int) -> None:
     space = Space()
-    turns = WriteTurns(asyncio.Semaphore(1), space.store)
+    turns = WriteTurns(asyncio.Semaphore(1), space.store, MOST_OBJECTS)
     tasks = [start(turns, name) for name in ("a", "b", "c")]
     await settle()
     tasks[whose].cancel()
@@ -155,7 +157,7 @@ async def test_who_is_cancelled_while_it_waits_is_not_written(whose: int) -> Non
 
 async def test_all_end_when_the_one_that_writes_is_cancelled() -> None:
     space = Space()
-    turns = WriteTurns(asyncio.Semaphore(1), space.store)
+    turns = WriteTurns(asyncio.Semaphore(1), space.store, MOST_OBJECTS)
     tasks = [start(turns, name) for name in ("a", "b", "c")]
     await settle()
     space.go(0)

@@ -82,7 +82,8 @@ class Build:
     the passes of a partition's replay, by tiers that somebody set, None for those of the configuration. `scans`: whose
     turn it is to read a whole partition before its replay: each fetches far ahead, and few at once are as fast as all.
     `old_space`: what serves now beside this build, made from the same log; it may hold what that has forgotten.
-    `sweep_share`: of the time, at most, in which a sweep of this space keeps the store at work (see Space.scan).
+    `sweep_share`: of the time, at most, in which a sweep of this space keeps the store at work (see Space.scan);
+    `space_scans`: whose turn it is to read a whole space, since each partition's owner does it for itself.
     """
 
     collection: str
@@ -110,6 +111,7 @@ class Build:
     sweep_share: Callable[[], float] = lambda: 1.0
     counters: dict[int, Counters] = field(default_factory=lambda: defaultdict(Counters))
     scans: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SCANS_AT_ONCE))
+    space_scans: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @property
     def name(self) -> str:

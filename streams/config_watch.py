@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from pathlib import Path
 
 from connectors.errors import ConfigurationError
 from streams.config import Settings, load
-from streams.config_file import stamp
+from streams.config_file import Stamp, stamp
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +20,17 @@ LOOK_EVERY_S = 2.0
 class ConfigurationFile:
     """`settings`: as it was read when the process began.
 
-    Read again when it, or a file it has a secret from, is another than before; while it cannot be used, at each call.
+    Read again when it, or a file it has a secret from, is another than before; while it cannot be used, also every two
+    seconds, since what it lacks may have come.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
         self._settings = settings
         self._said = ""
+        self._wrong: tuple[str, str] | None = None
+        self._wrong_stamps: dict[Path, Stamp | None] = {}
+        self._again_s = 0.0
         self._look_now = asyncio.Event()
 
     def look_now(self) -> None:
@@ -44,9 +49,19 @@ class ConfigurationFile:
 
     def checked(self) -> Settings:
         """As the file says now. Raises ConfigurationError, as `config.load`, while it cannot be used."""
-        if self._look_now.is_set() or any(stamp(file) != seen for file, seen in self._settings.files.items()):
-            self._look_now.clear()
-            self._settings, self._said = load(self._path), ""
+        stamps = {file: stamp(file) for file in self._settings.files}
+        if stamps == self._settings.files and not self._look_now.is_set():
+            return self._settings
+        if self._wrong is not None and stamps == self._wrong_stamps and time.monotonic() < self._again_s:
+            message, next_step = self._wrong
+            raise ConfigurationError(message, next_step=next_step)
+        self._look_now.clear()
+        try:
+            self._settings, self._wrong, self._said = load(self._path), None, ""
+        except ConfigurationError as error:
+            self._wrong = error.message, error.next_step
+            self._wrong_stamps, self._again_s = stamps, time.monotonic() + LOOK_EVERY_S
+            raise
         return self._settings
 
     async def wait(self) -> None:

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 ALIAS_LOOK_EVERY_S = 15.0
 PROGRESS_EVERY_S = 1.0
+PARKED_S = 300.0
+"""For a cutover whose controller is one no more: it may soon be one again. Later it would be a surprise."""
 ATTEND_EVERY_S = 1.0
 CONTROLLER = "controller"
 """Its name in the journal, for what it does on its own."""
@@ -101,11 +103,21 @@ class Controller:
             with about(self._subject(command)), tracing.span(command.verb, command=command.id):
                 if command.verb == "cutover":
                     while not await self._cut_over(command):
-                        await self._in_office.wait()
+                        if not await self._soon_in_office():
+                            log.info("the cutover of %s is left to another controller", command.collection)
+                            return
                 else:
                     await self._take_turn(command)
         finally:
             self._under_way.discard(command.id)
+
+    async def _soon_in_office(self) -> bool:
+        try:
+            async with asyncio.timeout(PARKED_S):
+                await self._in_office.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _subject(self, command: Command) -> Subject:
         """What a command is about, as the state knows it before it is applied."""
@@ -201,7 +213,8 @@ class Controller:
         async def step() -> None:
             await withdraw_examined(self._desk, command, first)
             self._examined.pop(command.collection, None)
-            self._examining[first.id].cancel()
+            if (examining := self._examining.get(first.id)) is not None:
+                examining.cancel()
 
         return step
 

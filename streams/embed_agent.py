@@ -92,7 +92,7 @@ class EmbedAgent:
         """Enough of a lane to keep its endpoints busy, and its writes with whole requests, and no more: what has been
         embedded and not yet written is paid for again after a kill."""
         pool, limits = self.build.encoder.pool, self.build.limits
-        groups_of_a_write = -(-limits.together // limits.batch)
+        groups_of_a_write = 1 if self.build.chunker.splits else -(-limits.together // limits.batch)
         requests_of_a_group = -(-limits.batch // pool.max_batch)
         return limits.concurrency * groups_of_a_write + -(-pool.most_in_flight // requests_of_a_group)
 

@@ -220,8 +220,9 @@ class Mender:
             await self._agent.progressed(lambda: not ledger.active or ledger.live.committable >= position)
             begin = (await self._kafka.bounds(self._build.topic))[ledger.partition].earliest  # as of after the scan
             comparison = Comparison({ledger.partition: index}, {ledger.partition: begin})
-            async for page in self._build.space.scan(share=self._build.sweep_share()):
-                comparison.add(page)
+            async with self._build.space_scans:
+                async for page in self._build.space.scan(share=self._build.sweep_share()):
+                    comparison.add(page)
             suspects = comparison.finish()
             records = await records_at(
                 self._kafka,
@@ -265,11 +266,12 @@ class Mender:
         try:
             old = await self._soon(lambda: holding(self._kafka, self._build, ledger.partition, position))
             if old is not None and same_texts(old.state.model, self._build.encoder.envelope):
-                async for page in pages_of(old):
-                    lost = {head.uuid: head.offset for head, _ in losses.among(page) if head.chunk == 0}
-                    for at in range(0, len(lost), READ_BACK):
-                        ids = dict(islice(lost.items(), at, at + READ_BACK))
-                        brought += await self._bring(ledger, ids, asked=asked)
+                async with self._build.space_scans:
+                    async for page in pages_of(old):
+                        lost = {head.uuid: head.offset for head, _ in losses.among(page) if head.chunk == 0}
+                        for at in range(0, len(lost), READ_BACK):
+                            ids = dict(islice(lost.items(), at, at + READ_BACK))
+                            brought += await self._bring(ledger, ids, asked=asked)
         except Transient as error:
             log.warning("%s: not everything is brought over: %s", self._build.name, error.message)
             ledger.carry_due, ledger.carry_trouble = True, error.message

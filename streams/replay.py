@@ -378,7 +378,7 @@ class ReplayLane:
     async def _look_through(self, old: OldSpace, index: KeyIndex, begin: int) -> Forgotten:
         partition = self._ledger.partition
         forgotten = Forgotten(partition, min(begin, self._state().barrier[partition]), index)
-        async with self._build.scans:
+        async with self._build.space_scans:
             with tracing.span("carry scan") as span:
                 async for page in pages_of(old):
                     forgotten.add(page)

@@ -6,9 +6,9 @@ It must never create a space, take a write for done that was not acknowledged, o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -46,10 +46,11 @@ CURSORS: Final = 4
 """At once. Seen with two cores: two read 1.5 times as much as one, three and four no more; pages from 500 on alike."""
 SHORT_PAGE: Final = 50
 """Objects of a page of a scan beside searches: they wait for it for a few milliseconds."""
-PAGE_PAUSES_S: Final = (0.5, 1.0, 2.0)
+PAGE_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0)
 IDS_PER_REQUEST: Final = 500  # far below QUERY_MAXIMUM_RESULTS, which a server may have set lower than 10,000
 LONGEST_COUNTED_S: Final = 2.0
 
+Page = tuple[Sequence[search_get_pb2.SearchResult], float]
 Asked = TypeVar("Asked")
 Reply = TypeVar("Reply")
 Item = TypeVar("Item")
@@ -92,15 +93,15 @@ class WeaviateSpace:
 
     async def scan(self, page: int | None = None, share: float = 1.0) -> AsyncIterator[list[Head]]:
         """The server is at work on the next pages while the caller has this one: several cursors, each in its part of
-        the ids. They are hashes (rule 3), so that the parts are alike.
+        the ids. They are hashes (DESIGN.md section 5), so that the parts are alike.
 
         With a `share`, one cursor, which asks for the next page only after a while: searches wait behind what the
         server does at a stretch.
         """
         cursors, most = (CURSORS, PAGE) if share == 1.0 else (1, SHORT_PAGE)
         page = page or most
-        begins = [number * IDS // cursors for number in range(cursors)]
-        coming = {self._page(UUID(int=begin), page): end for begin, end in zip(begins, [*begins[1:], IDS], strict=True)}
+        bounds = [number * IDS // cursors for number in range(cursors + 1)]
+        coming = {self._page(UUID(int=begin), page, share): end for begin, end in pairwise(bounds)}
         try:
             while coming:
                 done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
@@ -110,7 +111,7 @@ class WeaviateSpace:
                     if results and share < 1.0:
                         await asyncio.sleep(rest_s(took_s, share))
                     if results and (last := wire.uuid_of(results[-1])).int < end:
-                        coming[self._page(last, page)] = end
+                        coming[self._page(last, page, share)] = end
                     else:  # `end` itself included: the cursor that begins there leaves it out
                         results = [result for result in results if wire.uuid_of(result).int <= end]
                     if results:
@@ -120,22 +121,25 @@ class WeaviateSpace:
                 one.cancel()
             await asyncio.gather(*coming, return_exceptions=True)
 
-    def _page(self, after: UUID, page: int) -> asyncio.Task[tuple[Sequence[search_get_pb2.SearchResult], float]]:
+    def _page(
+        self, after: UUID, page: int, share: float
+    ) -> asyncio.Task[tuple[Sequence[search_get_pb2.SearchResult], float]]:
         """And how many seconds it took."""
 
-        async def ask() -> tuple[Sequence[search_get_pb2.SearchResult], float]:
+        async def ask() -> Page:
             request = wire.query(self.name, page, reserved.HEAD, after=str(after))
             for pause_s in PAGE_PAUSES_S:  # a scan may have been at it for hours
-                with contextlib.suppress(Transient):
+                begun_s = time.monotonic()
+                try:
                     return await self._timed(request)
-                await asyncio.sleep(pause_s)
+                except Transient as error:
+                    took_s = time.monotonic() - begun_s
+                    await asyncio.sleep(max(pause_s, error.retry_after_s or 0.0, rest_s(took_s, share)))
             return await self._timed(request)
 
         return asyncio.create_task(ask())
 
-    async def _timed(
-        self, request: search_get_pb2.SearchRequest
-    ) -> tuple[Sequence[search_get_pb2.SearchResult], float]:
+    async def _timed(self, request: search_get_pb2.SearchRequest) -> Page:
         begun_s = time.monotonic()
         return await self._search(request), time.monotonic() - begun_s
 

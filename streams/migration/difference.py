@@ -54,6 +54,7 @@ class Comparison:
     newer: Digests = field(default_factory=Digests)
     _met: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
     _wanted: dict[int, np.ndarray[tuple[int], np.dtype[np.int16]]] = field(default_factory=dict)
+    _names: dict[bytes, str] = field(default_factory=dict)
     kept: dict[int, Forms] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,6 +88,8 @@ class Comparison:
                 newer.append(digest)
                 if place != ABSENT:
                     met[place] = NEWER
+                elif len(self._names) < SAMPLED:
+                    self._names[digest] = head.doc_id
             elif place == ABSENT and head.offset < begin:
                 forgotten.append((head, digest))
             else:
@@ -126,7 +129,7 @@ class Comparison:
                     found.append(Suspect("extra" if expected.deleted else "stale", partition, digest, expected, None))
                     break
             else:
-                found.append(Suspect("extra", ABSENT, digest, None, None))
+                found.append(Suspect("extra", ABSENT, digest, None, self._names.get(digest)))
         return found
 
     def of_forgotten(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from streams.mend import records_at
 from streams.migration.difference import Comparison, Losses, Suspect, keys_in_two_partitions
 from streams.migration.forms import Digests
 from streams.replay import plan_scan
+from streams.retry import a_while
 from streams.state import BuildState
 
 LAG_PATIENCE_S = 60.0
@@ -121,7 +123,7 @@ async def sweep(
                 losses.add(heads)
         except Terminal as error:  # no fault of this build's: see OldSpaceFault
             losses, unread = Losses(indexes, begins, comparison.kept), f"{error.message}; next: {error.next_step}"
-    moved = await _moved_since(build, kafka, ends, suspects, comparison.newer, losses.lost)
+    moved = await a_while(lambda: _moved_since(build, kafka, ends, suspects, comparison.newer, losses.lost))
     suspects = {s.digest: s for s in comparison.without_record(moved.faults)} | suspects
     stand = ~moved.faults.holds(list(suspects))
     faults = [suspect for suspect, stands in zip(suspects.values(), stand.tolist(), strict=True) if stands]
@@ -135,19 +137,22 @@ async def sweep(
 async def ahead(pages: AsyncIterator[list[Head]], most: int) -> AsyncIterator[AsyncIterator[list[Head]]]:
     """The same pages, up to `most` of them read before they are asked for. Raises where they come what reading them
     raised."""
-    read: asyncio.Queue[list[Head] | Exception | None] = asyncio.Queue(most)
+    read: asyncio.Queue[list[Head] | BaseException | None] = asyncio.Queue(most)
+    left = False
 
     async def fill() -> None:
         try:
             async for page in pages:
                 await read.put(page)
             await read.put(None)
-        except Exception as error:  # noqa: BLE001 - handed on
+        except BaseException as error:  # a request that was cancelled, too
+            if left:
+                raise
             await read.put(error)
 
     async def given() -> AsyncIterator[list[Head]]:
         while (page := await read.get()) is not None:
-            if isinstance(page, Exception):
+            if isinstance(page, BaseException):
                 raise page
             yield page
 
@@ -155,6 +160,7 @@ async def ahead(pages: AsyncIterator[list[Head]], most: int) -> AsyncIterator[As
     try:
         yield given()
     finally:
+        left = True
         filling.cancel()
         await asyncio.gather(filling, return_exceptions=True)
 
@@ -219,7 +225,7 @@ async def _report(
     begins: Mapping[int, int] = {}
     for partition in indexes:
         wanted = [s.expected.offset for s in faults if s.partition == partition and s.expected is not None]
-        found = await records_at(kafka, build.topic, partition, wanted)
+        found = await a_while(partial(records_at, kafka, build.topic, partition, wanted))
         records.update(((partition, offset), record) for offset, record in found.items())
     if any(s.expected is not None and (s.partition, s.expected.offset) not in records for s in faults):
         begins = {p: b.earliest for p, b in (await kafka.bounds(build.topic)).items()}
@@ -249,8 +255,8 @@ async def _report(
                 kind = "extra"
             name = name or (change.doc_id if isinstance(change, Put | Delete) else _key_text(record.key))
         counts[kind] += 1
-        if len(examples[kind]) < NAMED:
-            examples[kind].append(name or "")
+        if name and len(examples[kind]) < NAMED:
+            examples[kind].append(name)
     return Sweep(
         build.collection,
         build.version,

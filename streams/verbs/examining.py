@@ -78,7 +78,7 @@ async def examine(desk: Desk, command: Command) -> Examined:
     build, collection = desk.state.build(command), desk.state.collection(command)
     args = args_of(collection, command)
     _check_goes_on(build)
-    # a build is ready in the state before the last reports on its replay are: the gate judges by them
+    # the gate judges by reports, and this view of them may be behind that of the state
     check_settled(desk, build, await _reports_made_now(desk, build))
     serving = desk.state.builds.get(f"{build.collection}/{collection.serving}") if collection.serving else None
     sweep = await desk.out.sweep(build, serving)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import ConfigurationError
-from streams import config
+from streams import config, config_watch
 from streams.config_watch import ConfigurationFile
 
 TEXT = "prices: {{some-model: {}}}\n"
@@ -65,6 +65,23 @@ def test_what_cannot_be_used_is_said_once_and_the_former_one_stays(
     assert price(file) == 20
     with pytest.raises(ConfigurationError, match="cannot be read"):
         file.checked()
+
+
+def test_what_cannot_be_used_is_not_read_again_at_each_question(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def load(file: Path) -> config.Settings:
+        read.append(file)
+        return config.load(file)
+
+    file = ConfigurationFile(path, config.load(path))
+    monkeypatch.setattr(config_watch, "load", load)
+    replace(path, "prices: soon\n")
+    for _ in range(5):
+        assert price(file) == 20
+    assert len(read) == 1
+    replace(path, TEXT.format(50))
+    assert price(file) == 50
 
 
 def test_a_secret_that_is_rotated_counts_at_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -558,6 +558,26 @@ async def test_an_examination_ends_with_the_office_and_begins_anew_in_the_next(w
     await world.check()
 
 
+def test_a_cutover_that_was_given_up_with_the_office_is_not_gone_on_with_much_later(world: World) -> None:
+    async def main() -> None:
+        controller = await two_versions(world)
+
+        async def endless() -> None:
+            controller.stand_down()
+            await asyncio.Event().wait()
+
+        world.meanwhile = endless
+        asked = as_operator("anna@a", "cutover", "v2")
+        await controller.handle(asked)
+        world.meanwhile = lambda: asyncio.sleep(0)
+        await controller.take_over(world.view)
+        await asyncio.sleep(600)
+        assert (await collection(world)).serving == "v1"
+        assert (await collection(world)).outcome(asked.id) is None, "whoever hears it again may carry it out"
+
+    virtual_time.run(main())
+
+
 async def test_the_state_stays_small_however_often_a_cutover_is_checked(world: World) -> None:
     """A record of the state topic has to fit a broker's message.max.bytes, or nothing could be changed any more."""
     controller = await two_versions(world)

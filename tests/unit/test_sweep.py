@@ -20,7 +20,7 @@ def page(number: int) -> list[Head]:
 class Pages:
     """`count` pages, then `error` if there is one. `read`: how many were asked for."""
 
-    def __init__(self, count: int, error: Exception | None = None) -> None:
+    def __init__(self, count: int, error: BaseException | None = None) -> None:
         self._count = count
         self._error = error
         self.read = 0
@@ -56,6 +56,13 @@ async def test_what_reading_raised_comes_after_the_pages_before_it() -> None:
         await settled()
         assert [page[0].offset for page in (await anext(found), await anext(found))] == [0, 1]
         with pytest.raises(Unreachable, match="does not answer"):
+            await anext(found)
+
+
+async def test_a_request_that_was_cancelled_is_no_endless_wait() -> None:
+    async with asyncio.timeout(5), ahead(Pages(1, asyncio.CancelledError())(), 8) as found:
+        await anext(found)
+        with pytest.raises(asyncio.CancelledError):
             await anext(found)
 
 

@@ -221,7 +221,7 @@ class AdaptiveConcurrency:
         """Requests in a window: fewer where time presses, more where a small difference is looked for."""
         if self._direction == 0 and self._window.in_flight > self._window.alike:
             return max(24, 3 * self.limit)
-        if self._seeking:
+        if self._seeking or 4 * abs(self.limit - self._base) >= self._base:  # of two slots one is no small step
             return max(12, 3 * self.limit // 2) if self._direction < 0 else max(8, self.limit)
         return max(24, 2 * self.limit) if self._direction else max(16, 2 * self.limit)
 

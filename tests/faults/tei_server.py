@@ -28,12 +28,13 @@ class TeiServer:
     """`mode`: "cut" breaks the connection instead of answering, "half" in the middle of the answer.
 
     `embedded` are the documents' texts answered for, in order, without those of the canary; `refused` counts the
-    requests that were failed on purpose; `model`: another name, other vectors.
+    requests that were failed on purpose; `model`: another name, other vectors; `key`: without it, 401.
     """
 
     def __init__(self) -> None:
         self.mode: Mode = "works"
         self.model = ""
+        self.key: str | None = None
         self.answer_after_s = 0.0
         self.embedded: list[str] = []
         self.refused = 0
@@ -78,6 +79,8 @@ class TeiServer:
         self.asked += 1
         await asyncio.sleep(self.answer_after_s)
         mode = self.mode
+        if self.key is not None and f"authorization: bearer {self.key}" not in head:
+            mode = "401"
         if mode != "works" and mode != "slow":
             self.refused += 1
         if mode == "cut":

@@ -6,6 +6,7 @@ Every test ends with the space equal to the log, or with nothing written that sh
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -187,6 +188,30 @@ async def test_a_refused_key_pauses_with_a_clear_cause_and_loses_nothing(d: Depl
     assert (await d.ask("resume", "v1")).ok
     await settled(d, "v1")
     assert d.counters("v1").dead_letters == 0
+
+
+async def test_a_key_that_is_rotated_in_its_file_is_taken_up(
+    d: Deployment, endpoint: TeiServer, tmp_path: Path
+) -> None:
+    secret = tmp_path / "endpoint.key"
+    secret.write_text("first-key")
+    d.add_version("v1", {**version(endpoint), "embedder": tei(endpoint, api_key=f"file:{secret}")})
+    endpoint.key = "first-key"
+    d.start_worker()
+    await produce(d, 0, 20)
+    await settled(d, "v1")
+    changed_ms = time.time_ns() // 1_000_000
+    fresh = secret.with_suffix(".new")
+    fresh.write_text("second-key")
+    fresh.replace(secret)
+    await d.until(lambda: d.restarted_since("v1", changed_ms))
+    endpoint.key = "second-key"
+    await produce(d, 20, 20)
+    await d.until_live("v1")
+    await settled(d, "v1")
+    assert d.build("v1").failure is None
+    assert len(endpoint.embedded) == 40, "nothing was embedded again for it"
+    assert "second-key" not in d.logs()
 
 
 async def test_a_rebuild_pays_for_no_text_twice(d: Deployment, endpoint: TeiServer, tmp_path: Path) -> None:

@@ -49,12 +49,13 @@ class ConfigurationFile:
 
     def checked(self) -> Settings:
         """As the file says now. Raises ConfigurationError, as `config.load`, while it cannot be used."""
-        stamps = {file: stamp(file) for file in self._settings.files}
-        if stamps == self._settings.files and not self._look_now.is_set():
-            return self._settings
-        if self._wrong is not None and stamps == self._wrong_stamps and time.monotonic() < self._again_s:
-            message, next_step = self._wrong
-            raise ConfigurationError(message, next_step=next_step)
+        stamps = {file: stamp(file) for file in (self._path, *self._settings.files)}
+        if not self._look_now.is_set():
+            if stamps == self._settings.files:
+                return self._settings
+            if self._wrong is not None and stamps == self._wrong_stamps and time.monotonic() < self._again_s:
+                message, next_step = self._wrong
+                raise ConfigurationError(message, next_step=next_step)
         self._look_now.clear()
         try:
             self._settings, self._wrong, self._said = load(self._path), None, ""

@@ -51,6 +51,8 @@ IDS_PER_REQUEST: Final = 500  # far below QUERY_MAXIMUM_RESULTS, which a server 
 LONGEST_COUNTED_S: Final = 2.0
 
 Page = tuple[Sequence[search_get_pb2.SearchResult], float]
+"""And how many seconds it took."""
+
 Asked = TypeVar("Asked")
 Reply = TypeVar("Reply")
 Item = TypeVar("Item")
@@ -121,11 +123,7 @@ class WeaviateSpace:
                 one.cancel()
             await asyncio.gather(*coming, return_exceptions=True)
 
-    def _page(
-        self, after: UUID, page: int, share: float
-    ) -> asyncio.Task[tuple[Sequence[search_get_pb2.SearchResult], float]]:
-        """And how many seconds it took."""
-
+    def _page(self, after: UUID, page: int, share: float) -> asyncio.Task[Page]:
         async def ask() -> Page:
             request = wire.query(self.name, page, reserved.HEAD, after=str(after))
             for pause_s in PAGE_PAUSES_S:  # a scan may have been at it for hours

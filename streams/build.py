@@ -39,7 +39,7 @@ class Limits:
     concurrency: int = 2
     together: int = 256
     window: int = 16384
-    bytes_in_flight: int = 12 * 2**20
+    bytes_in_flight: int = 8 * 2**20
     read_records: int = 1000
     write_deadline_s: float = 20.0
     settle_s: float = 30.0

@@ -25,7 +25,8 @@ NEWER = np.iinfo(np.int16).min
 
 @dataclass(slots=True)
 class Suspect:
-    """One document whose stored form differs from the log's. `doc_id` None: missing, so only the log knows its key."""
+    """One document whose stored form differs from the log's. `doc_id` None: missing, so only the log knows its key.
+    `stored_offset`: the newest of its chunks', for one that should not be there."""
 
     kind: str  # missing, stale or extra
     partition: int
@@ -101,7 +102,9 @@ class Comparison:
     def _differs(self, index: KeyIndex, head: Head, digest: bytes, at: int) -> None:
         expected = index.entry(at) if at != ABSENT else None
         if expected is None or expected.deleted:
-            self.suspects[digest] = Suspect("extra", head.partition, digest, expected, head.doc_id, head.offset)
+            known = self.suspects.get(digest)
+            if known is None or known.stored_offset is None or known.stored_offset < head.offset:  # the newest chunk's
+                self.suspects[digest] = Suspect("extra", head.partition, digest, expected, head.doc_id, head.offset)
             return
         self._met[head.partition][at] += 1
         if not (head.chunk and digest in self.suspects):  # what chunk 0 says counts: it is the document's commit record

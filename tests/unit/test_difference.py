@@ -81,6 +81,15 @@ def test_a_suspect_carries_what_mending_needs() -> None:
     assert (expected.offset, expected.deleted) == (6, False)
 
 
+@pytest.mark.parametrize("newest_last", [False, True])
+def test_what_is_removed_is_removed_up_to_its_newest_chunk(newest_last: bool) -> None:
+    """Late writes may leave chunks of several forms; a removal of an older one would wait for the newer for ever."""
+    heads = [*heads_of("gone", 10, 1), *heads_of("gone", 2, 3, present=0b110)]
+    comparison = Comparison({0: index_of({"other": (30, True)})})
+    comparison.add(sorted(heads, key=lambda head: head.offset, reverse=not newest_last))
+    assert [(s.kind, s.stored_offset) for s in comparison.finish()] == [("extra", 10)]
+
+
 def test_every_partition_is_compared_with_its_own_index() -> None:
     comparison = Comparison({0: index_of({"a": (1, False)}), 1: index_of({"b": (1, False)})})
     comparison.add([*heads_of("a", 1, 1, partition=0), *heads_of("b", 1, 1, partition=0)])

@@ -39,10 +39,12 @@ class Digests:
 
     def holds(self, digests: Sequence[bytes]) -> NDArray[np.bool_]:
         """bool[n]"""
-        if not digests:
-            return np.zeros(0, np.bool_)
         self._settle()
         return places(self._high, self._low, *columns_of(digests))[1]
+
+    def among(self, digests: Sequence[bytes]) -> list[bytes]:
+        """Those of them that it holds."""
+        return [digests[at] for at in np.flatnonzero(self.holds(digests)).tolist()]
 
     def beyond(self, other: Digests) -> list[bytes]:
         """Those that the other does not hold, in order: few, as a rule."""

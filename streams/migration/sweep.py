@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-
 from connectors.errors import IdentityChanged, Terminal, Transient
 from connectors.protocols import Head, Log, Record, Space
 from streams.documents import Delete, DocumentSchema, Put, key_digest, parse
@@ -205,8 +203,8 @@ async def _moved_since(
     for partition, bounds in (await kafka.bounds(build.topic)).items():
         async for batch in kafka.read_keys(build.topic, partition, ends[partition], bounds.stable, key_digest):
             moved.faults.add([digest for digest in batch.digests if digest in suspects])
-            moved.faults.add([batch.digests[int(at)] for at in np.flatnonzero(newer.holds(batch.digests))])
-            moved.lost.update(batch.digests[int(at)] for at in np.flatnonzero(lost.holds(batch.digests)))
+            moved.faults.add(newer.among(batch.digests))
+            moved.lost.update(lost.among(batch.digests))
     return moved
 
 

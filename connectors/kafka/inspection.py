@@ -5,17 +5,14 @@ It must never change anything.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from enum import Enum
 
-from confluent_kafka import IsolationLevel, TopicCollection, TopicPartition
+from confluent_kafka import IsolationLevel, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public names, imported there without `as`
     ConfigEntry,
     ConfigResource,
     DescribeClusterResult,
-    ListOffsetsResultInfo,
     OffsetSpec,
     ResourceType,
     TopicDescription,
@@ -39,15 +36,9 @@ class Inspection(Topics):
 
     async def ends(self, topic: str) -> Mapping[int, int]:
         """By partition: the end of the log, open transactions included (`bounds` stops at the last stable offset)."""
-        description = await self._describe(topic)
         latest: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        wanted = {TopicPartition(topic, partition.id): latest for partition in description.partitions}
-        answers: dict[TopicPartition, Future[ListOffsetsResultInfo]] = self._admin.list_offsets(
-            wanted, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=self._timeout_s
-        )
-        doing = f"reading the end of topic {topic}"
-        found = await asyncio.gather(*(self._answer(answer, doing) for answer in answers.values()))
-        return {where.partition: info.offset for where, info in zip(answers, found, strict=True)}
+        (found,) = await self._offsets(topic, (latest, IsolationLevel.READ_UNCOMMITTED))
+        return found
 
     async def cluster(self) -> ClusterFacts:
         """The cluster as its brokers describe it."""

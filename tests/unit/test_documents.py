@@ -250,6 +250,9 @@ def test_object_ids_are_uuid5_and_never_meet() -> None:
     assert documents.object_id("a", "b", 1) == ids[1]
 
 
-def test_digests() -> None:
-    assert documents.key_digest(b"k") == hashlib.blake2b(b"k", digest_size=16).digest()
+def test_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = documents.key_digest(b"k")
+    assert documents.key_digest(b"k") == digest
+    monkeypatch.setattr(documents, "DIGEST_SEED", documents.DIGEST_SEED ^ 1)
+    assert documents.key_digest(b"k") != digest, "nobody can look for two keys with one digest before the process runs"
     assert documents.doc_hash("\u00e9") == hashlib.sha256("\u00e9".encode()).hexdigest()

@@ -28,10 +28,19 @@ from connectors.errors import (
     Unreachable,
 )
 
+
+class LeaderUnknown(Unreachable):
+    """The broker asked does not lead the partition: a leader has only been chosen, or another one has been since.
+
+    librdkafka asks again by itself when it fetches and produces, but not when it looks for offsets.
+    """
+
+
 Kind = type[CrossfadeError]
 
 _NEXT_STEP: dict[Kind, str] = {
     Unreachable: "check that the broker runs and that kafka.bootstrap_servers is right",
+    LeaderUnknown: "try again in a moment; if it goes on, look at the brokers: which of them leads this partition?",
     UnknownOutcome: "the same call is repeated; if it goes on, check the broker's load and kafka.request_timeout_s",
     Throttled: "the cluster's quota asks to slow down; raise the quota or lower the rate",
     Overloaded: "check the brokers' disks and in-sync replicas",
@@ -48,17 +57,19 @@ _NEXT_STEP: dict[Kind, str] = {
 
 _NAMES: dict[Kind, str] = {
     Unreachable: """_TRANSPORT _RESOLVE _ALL_BROKERS_DOWN _TIMED_OUT_QUEUE _WAIT_COORD _WAIT_CACHE _UNKNOWN_BROKER
-        _DESTROY_BROKER _NODE_UPDATE BROKER_NOT_AVAILABLE LEADER_NOT_AVAILABLE NETWORK_EXCEPTION
+        _DESTROY_BROKER _NODE_UPDATE BROKER_NOT_AVAILABLE NETWORK_EXCEPTION
         COORDINATOR_NOT_AVAILABLE COORDINATOR_LOAD_IN_PROGRESS NOT_COORDINATOR NOT_CONTROLLER
-        NOT_LEADER_FOR_PARTITION REPLICA_NOT_AVAILABLE PREFERRED_LEADER_NOT_AVAILABLE ELIGIBLE_LEADERS_NOT_AVAILABLE
+        REPLICA_NOT_AVAILABLE PREFERRED_LEADER_NOT_AVAILABLE ELIGIBLE_LEADERS_NOT_AVAILABLE
         LISTENER_NOT_FOUND REBOOTSTRAP_REQUIRED _NOENT""",  # _NOENT: no partition has a leader, while brokers restart
+    LeaderUnknown: """LEADER_NOT_AVAILABLE NOT_LEADER_FOR_PARTITION FENCED_LEADER_EPOCH UNKNOWN_LEADER_EPOCH
+        OFFSET_NOT_AVAILABLE""",
     UnknownOutcome: "_TIMED_OUT _MSG_TIMED_OUT REQUEST_TIMED_OUT NOT_ENOUGH_REPLICAS_AFTER_APPEND",
     Throttled: "THROTTLING_QUOTA_EXCEEDED",
     Overloaded: "KAFKA_STORAGE_ERROR NOT_ENOUGH_REPLICAS _QUEUE_FULL _ISR_INSUFF LOG_DIR_NOT_FOUND",
     Transient: """_RETRY _IN_PROGRESS _PREV_IN_PROGRESS _INTR _PARTIAL _OUTDATED _PARTITION_EOF _NO_OFFSET _NOOP
         _ASSIGN_PARTITIONS _REVOKE_PARTITIONS _BAD_MSG _UNDERFLOW _PURGE_QUEUE _PURGE_INFLIGHT
-        REBALANCE_IN_PROGRESS OFFSET_NOT_AVAILABLE UNSTABLE_OFFSET_COMMIT MEMBER_ID_REQUIRED CONCURRENT_TRANSACTIONS
-        FENCED_LEADER_EPOCH UNKNOWN_LEADER_EPOCH FETCH_SESSION_ID_NOT_FOUND INVALID_FETCH_SESSION_EPOCH
+        REBALANCE_IN_PROGRESS UNSTABLE_OFFSET_COMMIT MEMBER_ID_REQUIRED CONCURRENT_TRANSACTIONS
+        FETCH_SESSION_ID_NOT_FOUND INVALID_FETCH_SESSION_EPOCH
         OPERATION_NOT_ATTEMPTED TRANSACTION_ABORTABLE REASSIGNMENT_IN_PROGRESS NO_REASSIGNMENT_IN_PROGRESS
         ELECTION_NOT_NEEDED STALE_BROKER_EPOCH STALE_CTRL_EPOCH STALE_MEMBER_EPOCH UNKNOWN_SUBSCRIPTION_ID
         UNKNOWN_CONTROLLER_ID INVALID_MSG UNKNOWN""",

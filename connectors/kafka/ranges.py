@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from connectors.errors import IdentityChanged, NotFound, Unreachable
-from connectors.kafka.failures import foreign, mapped, unreachable
+from connectors.kafka.failures import LeaderUnknown, foreign, mapped, unreachable
 from connectors.kafka.records import apart, gather, keys_of, offset_of, records_of, split
 from connectors.kafka.settings import KafkaSettings, client_logger
 from connectors.kafka.thread import ClientThread
@@ -30,6 +30,19 @@ def open_consumer(settings: KafkaSettings, prefetch_bytes: int | None = None) ->
     with foreign("opening a Kafka consumer"):
         conf = settings.consumer(settings.reader_group, prefetch_bytes)
         return Consumer({**conf, "error_cb": _log_error}, logger=client_logger())
+
+
+def bounds_of(consumer: Consumer, where: TopicPartition, doing: str, timeout_s: float) -> tuple[int, int]:
+    """First and last stable offset of a partition; blocks, also while its leader is being chosen."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with foreign(doing, reading=True):
+                return consumer.get_watermark_offsets(where, timeout_s)
+        except LeaderUnknown:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def _log_error(error: KafkaError) -> None:
@@ -137,14 +150,14 @@ class _Range:
 
     def _begin(self) -> None:
         """Assign at the position, or at the log's first offset where retention has moved it beyond."""
+        earliest, stable = bounds_of(self._consumer, self._where, self._doing, self._settings.request_timeout_s)
+        if self._position > stable:
+            raise IdentityChanged(
+                f"{self._doing}: the log ends at {stable}, below position {self._position}",
+                next_step="the topic was recreated or truncated; this build must be started anew",
+            )
+        self._position = max(self._position, earliest)
         with foreign(self._doing, reading=True):
-            earliest, stable = self._consumer.get_watermark_offsets(self._where, self._settings.request_timeout_s)
-            if self._position > stable:
-                raise IdentityChanged(
-                    f"{self._doing}: the log ends at {stable}, below position {self._position}",
-                    next_step="the topic was recreated or truncated; this build must be started anew",
-                )
-            self._position = max(self._position, earliest)
             self._consumer.assign([TopicPartition(self._where.topic, self._where.partition, self._position)])
 
     def next(self) -> RangeBatch:
@@ -246,13 +259,13 @@ class TopicTail:
             found = consumer.list_topics(self._topic, timeout=timeout_s).topics[self._topic]
             if found.error is not None:
                 raise mapped(found.error, self._doing, reading=True)
-            starts = []
-            for partition in sorted(found.partitions):
-                where = TopicPartition(self._topic, partition)
-                earliest, stable = consumer.get_watermark_offsets(where, timeout_s)
-                starts.append(TopicPartition(self._topic, partition, earliest))
-                if stable > earliest:
-                    self._behind[partition] = stable
+        starts = []
+        for partition in sorted(found.partitions):
+            earliest, stable = bounds_of(consumer, TopicPartition(self._topic, partition), self._doing, timeout_s)
+            starts.append(TopicPartition(self._topic, partition, earliest))
+            if stable > earliest:
+                self._behind[partition] = stable
+        with foreign(self._doing, reading=True):
             consumer.assign(starts)
 
     def _read(self, timeout_s: float, max_records: int) -> list[Record]:

@@ -31,7 +31,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public name
 )
 
 from connectors.errors import Fenced, NotFound, Refused, Transient, Unreachable
-from connectors.kafka.failures import foreign, mapped, unreachable
+from connectors.kafka.failures import LeaderUnknown, foreign, mapped, unreachable
 from connectors.kafka.settings import KafkaSettings, client_logger
 from connectors.kafka.thread import ClientThread
 from connectors.protocols import Bounds, Commit, TopicFacts
@@ -238,8 +238,8 @@ class Topics:
         )
 
     async def _offsets(self, topic: str, *specs: tuple[OffsetSpec, IsolationLevel]) -> list[dict[int, int]]:
-        """By partition, for each of `specs`. Asked again while a leader says that it does not lead: it has only been
-        chosen, or another one has been since. Each time anew which partitions there are: the topic may be gone.
+        """By partition, for each of `specs`; also while leaders are being chosen. Each time anew which partitions there
+        are: a leader that knows nothing of its partition may be one that the topic has been taken from.
         """
         deadline = time.monotonic() + self._timeout_s
         while True:
@@ -247,7 +247,7 @@ class Topics:
             where = [TopicPartition(topic, partition.id) for partition in description.partitions]
             try:
                 return await asyncio.gather(*(self._offsets_now(topic, where, *spec) for spec in specs))
-            except (NotFound, Transient):
+            except (NotFound, LeaderUnknown):
                 if time.monotonic() > deadline:
                     raise
             await asyncio.sleep(0.05)

@@ -26,7 +26,7 @@ from connectors.errors import (
     UnknownOutcome,
     Unreachable,
 )
-from connectors.kafka.failures import KIND_OF_CODE, NEVER_ASKED, foreign, kind_of, mapped
+from connectors.kafka.failures import KIND_OF_CODE, NEVER_ASKED, LeaderUnknown, foreign, kind_of, mapped
 from connectors.kafka.producer import produce_many
 from connectors.kafka.settings import KafkaSettings, SayOnce
 from connectors.kafka.topics import Topics
@@ -46,7 +46,7 @@ def test_every_code_is_mapped_or_named_as_never_asked_for() -> None:
     [
         ("_ALL_BROKERS_DOWN", Unreachable),
         ("_TRANSPORT", Unreachable),
-        ("NOT_LEADER_FOR_PARTITION", Unreachable),
+        ("NOT_LEADER_FOR_PARTITION", LeaderUnknown),
         ("_MSG_TIMED_OUT", UnknownOutcome),
         ("REQUEST_TIMED_OUT", UnknownOutcome),
         ("THROTTLING_QUOTA_EXCEEDED", Throttled),

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from connectors.errors import NotFound, Unreachable
+from connectors.errors import NotFound
 from connectors.kafka import topics
+from connectors.kafka.failures import LeaderUnknown
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import Topics
 from connectors.protocols import Bounds
@@ -68,7 +69,7 @@ async def test_a_leader_that_does_not_know_it_yet_is_asked_again(admin: FakeAdmi
 
 async def test_but_no_longer_than_a_request_may_take(admin: FakeAdmin) -> None:
     admin.not_leading = 1_000_000
-    with pytest.raises(Unreachable, match="NOT_LEADER_FOR_PARTITION"):
+    with pytest.raises(LeaderUnknown, match="NOT_LEADER_FOR_PARTITION"):
         await Topics(KafkaSettings("broker:9092", request_timeout_s=0.2)).bounds("docs")
 
 

@@ -18,7 +18,7 @@ from streams.documents import Delete, DocumentSchema, Put, Rejected
 from streams.state import BuildState, TopicNames
 
 Kind = Literal["put", "delete", "rejected"]
-Verdict = Literal["current", "pending", "missing", "stale", "extra", "kept", "held", "gone"]
+Verdict = Literal["current", "pending", "missing", "stale", "extra", "kept", "torn", "held", "gone"]
 
 MEANING: Mapping[Verdict, str] = {
     "current": "the space says what the log says",
@@ -27,6 +27,7 @@ MEANING: Mapping[Verdict, str] = {
     "stale": "the space holds another form than the log's newest",
     "extra": "in the space, deleted or unknown in the log",
     "kept": "in the space alone: older than the first record that the topic still has",
+    "torn": "in the space alone, as `kept`, but not all of it: chunks of it are missing",
     "held": "the newest record is in the dead letters: an earlier form, or nothing, stands",
     "gone": "the space itself does not exist any more",
 }
@@ -264,7 +265,7 @@ def judge(
     is no reason to call it held.
     """
     if head is not None and newest is None and older:
-        return "kept"
+        return "kept" if whole else "torn"
     absent = newest is None or deletes
     if head is not None and newest is not None:
         says_so = not absent and whole and (head.partition, head.offset) == (newest.partition, newest.offset)

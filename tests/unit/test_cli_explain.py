@@ -36,6 +36,7 @@ def head(offset: int = 40, partition: int = 1) -> Head:
         (None, None, {}, "current"),
         (head(), None, {}, "extra"),
         (head(), None, {"older": True}, "kept"),
+        (head(), None, {"older": True, "whole": False}, "torn"),
         (head(39), NEWEST, {"older": True}, "stale"),
         (head(39), NEWEST, {"older": True, "deletes": True}, "extra"),
     ],

@@ -274,7 +274,7 @@ def _check(errors: object) -> None:
 def measure(bench: Bench) -> Part:
     at = bench.services
     tables, facts, details = [], [], dict[str, object]()
-    for dimensions, documents in ((384, 1000),) if bench.quick else ((384, 8000), (1024, 6000)):
+    for dimensions, documents in ((384, 1000),) if bench.quick else ((384, 20_000), (1024, 10_000)):
         topic = make_topic(at.kafka, 1, keyed(documents))
         given = {
             "kafka": at.kafka,

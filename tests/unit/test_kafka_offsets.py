@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from connectors.errors import NotFound
 from connectors.kafka import topics
 from connectors.kafka.failures import LeaderUnknown
+from connectors.kafka.ranges import bounds_of
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.topics import Topics
 from connectors.protocols import Bounds
@@ -77,3 +78,23 @@ async def test_a_topic_deleted_meanwhile_is_not_waited_for(admin: FakeAdmin) -> 
     admin.not_leading, admin.deleted = 1_000_000, True
     with pytest.raises(NotFound):
         await Topics(KafkaSettings("broker:9092")).bounds("docs")
+
+
+class FakeConsumer:
+    """The next `not_leading` questions find no leader."""
+
+    def __init__(self, not_leading: int) -> None:
+        self.not_leading = not_leading
+
+    def get_watermark_offsets(self, _: TopicPartition, __: float) -> tuple[int, int]:
+        if self.not_leading:
+            self.not_leading -= 1
+            raise KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION))
+        return 3, 7
+
+
+def test_a_reader_waits_for_a_leader_too() -> None:
+    where = TopicPartition("docs", 0)
+    assert bounds_of(cast("Consumer", FakeConsumer(3)), where, "reading docs", 5.0) == (3, 7)
+    with pytest.raises(LeaderUnknown, match="reading docs"):
+        bounds_of(cast("Consumer", FakeConsumer(1_000_000)), where, "reading docs", 0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,11 @@ import pexpect
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60
+
+
+def _hear_interrupts() -> None:
+    """Also where the tests run in the background of a shell, which has them ignore Ctrl-C for good."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -33,6 +39,7 @@ class Terminal:
             encoding="utf-8",
             timeout=patience_s,
             dimensions=(60, 160),
+            preexec_fn=_hear_interrupts,
         )
         self.seen = ""
 

@@ -91,7 +91,8 @@ def part_of(minutes: Sequence[Minute]) -> Part:
         Plot("cpu", "CPU a document", "min", "us", {"live": [(m.at_s / 60, m.cpu_us) for m in minutes]}),
         Plot("memory", "Memory held", "min", "MB", {"worker": [(m.at_s / 60, m.held_mb) for m in minutes]}),
     ]
-    return Part([Table("A worker that runs for hours", what, rows)], plots=plots, details={"minutes": list(minutes)})
+    details: dict[str, object] = {"minutes": [minute._asdict() for minute in minutes]}
+    return Part([Table("A worker that runs for hours", what, rows)], plots=plots, details=details)
 
 
 def run(minutes: float) -> None:

@@ -263,8 +263,7 @@ class Topics:
         return {where.partition: info.offset for where, info in zip(answers, found, strict=True)}
 
     async def _visible(self, name: str, partitions: int) -> bool:
-        description = await self._describe(name)
-        return len(description.partitions) >= partitions and bool(await self.bounds(name))
+        return len(await self.bounds(name)) >= partitions
 
     async def _gone(self, name: str) -> bool:
         try:

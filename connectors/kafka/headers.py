@@ -11,7 +11,7 @@ from typing import NamedTuple
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from connectors.kafka.failures import foreign, mapped
-from connectors.kafka.ranges import bounds_of, open_consumer
+from connectors.kafka.ranges import bounds_of_all, open_consumer
 from connectors.kafka.records import gather, split
 from connectors.kafka.settings import KafkaSettings
 from connectors.kafka.thread import ClientThread
@@ -48,15 +48,8 @@ async def read_headed(settings: KafkaSettings, topic: str) -> AsyncIterator[Head
 
 def _assign(consumer: Consumer, settings: KafkaSettings, topic: str, doing: str) -> dict[int, int]:
     """Begin at the beginning; the stable end of each partition that holds anything."""
-    with foreign(doing, reading=True):
-        found = consumer.list_topics(topic, timeout=settings.request_timeout_s).topics[topic]
-        if found.error is not None:
-            raise mapped(found.error, doing, reading=True)
-    ends: dict[int, int] = {}
-    for partition in found.partitions:
-        earliest, stable = bounds_of(consumer, TopicPartition(topic, partition), doing, settings.request_timeout_s)
-        if stable > earliest:
-            ends[partition] = stable
+    bounds = bounds_of_all(consumer, topic, doing, settings.request_timeout_s)
+    ends = {partition: stable for partition, (earliest, stable) in bounds.items() if stable > earliest}
     with foreign(doing, reading=True):
         consumer.assign([TopicPartition(topic, partition, 0) for partition in ends])
     return ends

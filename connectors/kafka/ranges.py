@@ -45,6 +45,15 @@ def bounds_of(consumer: Consumer, where: TopicPartition, doing: str, timeout_s: 
         time.sleep(0.05)
 
 
+def bounds_of_all(consumer: Consumer, topic: str, doing: str, timeout_s: float) -> dict[int, tuple[int, int]]:
+    """Of every partition; otherwise as `bounds_of`. Raises NotFound."""
+    with foreign(doing, reading=True):
+        found = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+    if found.error is not None:
+        raise mapped(found.error, doing, reading=True)
+    return {p: bounds_of(consumer, TopicPartition(topic, p), doing, timeout_s) for p in sorted(found.partitions)}
+
+
 def _log_error(error: KafkaError) -> None:
     client_logger().warning("%s", error.str())
 
@@ -253,20 +262,11 @@ class TopicTail:
         await self._thread.stop()
 
     def _open(self) -> None:
-        timeout_s = self._settings.request_timeout_s
         consumer = self._consumer = open_consumer(self._settings)
+        bounds = bounds_of_all(consumer, self._topic, self._doing, self._settings.request_timeout_s)
+        self._behind = {partition: stable for partition, (earliest, stable) in bounds.items() if stable > earliest}
         with foreign(self._doing, reading=True):
-            found = consumer.list_topics(self._topic, timeout=timeout_s).topics[self._topic]
-            if found.error is not None:
-                raise mapped(found.error, self._doing, reading=True)
-        starts = []
-        for partition in sorted(found.partitions):
-            earliest, stable = bounds_of(consumer, TopicPartition(self._topic, partition), self._doing, timeout_s)
-            starts.append(TopicPartition(self._topic, partition, earliest))
-            if stable > earliest:
-                self._behind[partition] = stable
-        with foreign(self._doing, reading=True):
-            consumer.assign(starts)
+            consumer.assign([TopicPartition(self._topic, p, earliest) for p, (earliest, _) in bounds.items()])
 
     def _read(self, timeout_s: float, max_records: int) -> list[Record]:
         if self._consumer is None:
